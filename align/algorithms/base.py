@@ -1,0 +1,106 @@
+"""What several algorithms share: keys, minibatches of whole groups, followers, checks, and metrics by noise level."""
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+
+from align.core import Algorithm
+from diffusion.core import fold
+
+BANDS = ("low", "middle", "high")
+
+
+def sample_keys(key: Any, batch: dict) -> Any:
+  """[B] keys: one a sample, folded from its prompt and its number among the samples of that prompt."""
+  one = lambda p, s: jax.random.fold_in(jax.random.fold_in(key, p), s)
+  return jax.vmap(one)(batch["prompt_id"], batch["sample_id"])
+
+
+def offline(loss: Callable, **fields) -> Algorithm:
+  """An algorithm that learns from the batch as it comes; `fields` replace those of Algorithm."""
+  plain = {"rollout": None, "select": lambda params, memory, rollout, scores, batch, key: (batch, {}),
+           "draw": lambda memory, step, key: memory, "nets": {}, "follow": {}, "updates": 1}
+  return Algorithm(loss=loss, **{**plain, **fields})
+
+
+def minibatches(memory: Any, step: Any, key: Any, count: int, group: int = 1, epochs: int = 1) -> Any:
+  """The minibatch of update `step` out of count * epochs: whole groups, each in exactly one minibatch of an epoch.
+
+  Args:
+    memory: tree of arrays with leading B = P * group. key: the experience's, the same for all of its updates, which is
+      what makes them a partition. With count = 1 nothing is permuted.
+
+  Raises: ValueError where `count` does not divide the number of groups.
+  """
+  groups = jax.tree.leaves(memory)[0].shape[0] // group
+  if groups % count:
+    raise ValueError(f"updates = {count} does not divide the {groups} groups of an experience into whole groups; "
+                     "change updates, or the number of prompts (config.batch)")
+  if count == 1:
+    return memory
+  order = jax.random.permutation(jax.random.fold_in(key, step // count), groups)
+  size = groups // count
+  chosen = jax.lax.dynamic_slice(order, ((step % count) * size,), (size,))
+  index = (chosen[:, None] * group + jnp.arange(group)).reshape(-1)
+  return jax.tree.map(lambda a: a[index], memory)
+
+
+def average(decay: float | None, source: str = "policy") -> dict:
+  """The follower `ema`, moved every update by min((1 + n) / (10 + n), decay), or {} where decay is None."""
+  if decay is None:
+    return {}
+  if not 0 <= decay < 1:
+    raise ValueError(f"ema = {decay} must be in [0, 1), or None for no average; 0.9 to 0.9999 are usual")
+  return {"ema": (source, lambda n: jnp.minimum((1.0 + n) / (10.0 + n), decay), "step")}
+
+
+def check_choice(name: str, value: Any, allowed: Any) -> None:
+  if value not in allowed:
+    raise ValueError(f"{name} = {value!r} is not one of {', '.join(map(str, allowed))}; choose one of them")
+
+
+def check_least(name: str, value: Any, least: Any, advice: str) -> None:
+  if not value >= least:
+    raise ValueError(f"{name} = {value} must be at least {least}; {advice}")
+
+
+def check_parts(algorithm: str, **parts: Any) -> None:
+  """Refuses a policy or reward that is None where the algorithm needs one."""
+  for name, part in parts.items():
+    if part is None:
+      raise ValueError(f"{name} = None: algorithm {algorithm!r} needs a {name}; add one to the config")
+
+
+def check_group(algorithm: str, group: int) -> None:
+  check_least("group", group, 2, f"{algorithm!r} compares the samples of a prompt: set config.group, 8 to 24 are usual")
+
+
+def media_of(batch: dict, name: str, algorithm: str) -> Any:
+  """batch[name], or a ValueError that says what data this algorithm learns from."""
+  if name not in batch:
+    raise ValueError(f"batch entry {name!r} is missing, it has {', '.join(sorted(batch))}; {algorithm!r} learns from "
+                     f"{'pairs (win, lose)' if name in ('win', 'lose') else 'captioned media'}, choose such a data set")
+  return batch[name]
+
+
+def levels(policy: Any, keys: Any) -> Any:
+  """The noise levels [B] that policy.log_prob would draw from these keys, so that they can be reported."""
+  return policy.law(fold(keys, 0))
+
+
+def repeat(tree: Any, times: int) -> Any:
+  """Every leaf [B ...] -> [B * times ...], copies of a sample contiguous."""
+  return jax.tree.map(lambda a: jnp.repeat(a, times, axis=0), tree)
+
+
+def by_level(name: str, values: Any, t: Any) -> dict:
+  """Means of `values` [B] over the thirds of t in [0, 1]; nan where a third is empty."""
+  third = jnp.clip((t * 3).astype(jnp.int32), 0, 2)
+  inside = third[None] == jnp.arange(3)[:, None]
+  means = (values * inside).sum(1) / inside.sum(1)
+  return {f"{name}_{band}": means[i] for i, band in enumerate(BANDS)}
+
+
+def weighted(values: Any, weights: Any) -> Any:
+  """Mean of `values` under `weights` of the same shape; 0 where all weights are."""
+  return (values * weights).sum() / jnp.maximum(weights.sum(), 1e-8)

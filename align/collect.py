@@ -1,0 +1,57 @@
+"""Sample, judge, sift, write: preference pairs from a generator and a reward.
+
+Every prompt gets `samples` images; the best and the worst by score make a pair, which is dropped unless it differs by more
+than `margin`. Ranking by a pairwise judge before the points are left to the judge that can do it.
+"""
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from align import build, evaluate
+from align.datasets import pairs
+from diffusion import folder
+
+
+def run(config: dict, workdir: str) -> dict:
+  return collect(workdir, **{k: v for k, v in config.items() if k != "task"})
+
+
+def collect(workdir: str, *, model: str, data: dict, rewards: dict, score: str, models: dict = None, samples: int = 8,
+            batch: int = 96, steps: int = None, margin: float = 0.0, seed: int = 0) -> dict:
+  """Writes WORKDIR/pairs (datasets/pairs.py) and WORKDIR/results.json.
+
+  Args: model: what generates. score: "reward/part" that ranks. models: weights of trained rewards, {name: workdir}.
+  """
+  workdir = Path(workdir)
+  source, judges = build.build("align.datasets", data), evaluate.load_rewards(rewards, models, seed)
+  policy = build.build("align.policies", folder.describe(model))
+  view = jax.device_put(folder.load(model, like=jax.eval_shape(policy.init, jax.random.key(0))))
+  images, records = evaluate.sample_all(policy, view, source, samples=samples, batch=batch, seed=seed, steps=steps,
+                                        title="collecting")
+  values = evaluate.judge(judges, images, records, batch=batch, seed=seed)
+  if score not in values:
+    raise build.UserError(f"config.score = {score!r} is not one of the scores {', '.join(values)}; choose one of them")
+  kept = list(sift(images, records, values[score], margin, seed, score))
+  if not kept:
+    raise build.UserError(f"none of {len(records)} prompts gave a pair that differs by more than margin = {margin} in {score}; "
+                          "sample more images a prompt, or lower the margin")
+  pairs.write(workdir / "pairs", kept)
+  results = {"prompts": len(records), "pairs": len(kept), "failed_scores": int(np.isnan(values[score]).sum()),
+             "mean_score": float(np.nanmean(values[score]))}
+  (workdir / "results.json").write_text(json.dumps(results, indent=1))
+  return results
+
+
+def sift(images, records, scores, margin, seed, judge):
+  """One pair a prompt: best against worst valid sample, dropped unless better by more than `margin`."""
+  for p, record in enumerate(records):
+    valid = np.flatnonzero(~np.isnan(scores[p]))
+    if len(valid) < 2:
+      continue
+    w, l = valid[scores[p, valid].argmax()], valid[scores[p, valid].argmin()]
+    if scores[p, w] - scores[p, l] > margin:
+      yield {"prompt": record["prompt"], "win": images[p, w], "lose": images[p, l], "score_win": scores[p, w],
+             "score_lose": scores[p, l], "judge": judge, "seed": seed, "prompt_id": p, "sample_win": w, "sample_lose": l,
+             "meta": record.get("meta", {})}

@@ -1,0 +1,24 @@
+"""Captions of the procedural world Scenes to sample from, without pictures, balanced over the categories."""
+from align.build import UserError
+from align.data import Source
+from rewards import scenes
+
+
+def make(split: str = "test", count: int = 480, *, seed: int = 0, categories: tuple[str, ...] | None = None) -> Source:
+  """Records {"prompt", "meta"}; record i is of category i modulo their number.
+
+  Args:
+    split: "test" for combinations that no training caption names, or "train".
+    count: prompts. Combinations come again, in other words where they have some, when there are fewer.
+    seed: of their order and words.
+    categories: names among the six of GenEval and "long", by default the six.
+
+  Raises: UserError for an unknown split or category, or a count below 1.
+  """
+  if count < 1:
+    raise UserError(f"scenes prompts: count={count}; 1 or more is needed: correct it")
+  try:
+    prompts = scenes.prompts(split, count, seed, categories and tuple(categories))
+  except ValueError as error:
+    raise UserError(str(error)) from None
+  return Source(count, lambda i: {"prompt": prompts[i][0], "meta": prompts[i][1]}, f"scenes_prompts/{split}")

@@ -1,0 +1,94 @@
+"""Data sets prepared by TensorFlow Datasets, read without TensorFlow.
+
+Only what can be read at random works here: `file_format="array_record"` or "parquet" (`as_data_source`). TFRecord needs
+to be prepared again.
+"""
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets
+
+from align.build import UserError
+from align.data import Source, Unreadable, clean
+
+
+def make(path: str, split: str = "train", *, caption: str | None = "caption", image: str | None = "image",
+         entries: tuple[str, ...] = ()) -> Source:
+  """One split of a prepared data set.
+
+  Args:
+    path: the folder of a prepared version (it holds dataset_info.json), or a name such as "mnist" that was prepared
+    before.
+    split: one of its splits, also sliced: "train[:1000]".
+    caption: feature with the prompt, None for none (prompts are then "").
+    image: feature with the picture, None for prompts alone.
+    entries: features that are batched as numbers, such as ("label",). All others become `meta`; a string `meta` feature
+      that holds a JSON object is opened.
+
+  Raises: UserError if the data set, the split or a feature does not exist.
+  """
+  builder = _builder(path)
+  try:
+    rows = builder.as_data_source(split=split)
+  except (ValueError, NotImplementedError, AssertionError) as error:
+    known = ", ".join(builder.info.splits)
+    raise UserError(f"split={split!r} of {path!r} cannot be read ({error}); splits are {known}, the "
+                    "file format must be array_record or parquet: correct the split or prepare it again") from None
+  names = set(builder.info.features)
+  for name in (*entries, *(n for n in (caption, image) if n)):
+    if name not in names:
+      raise UserError(f"feature {name!r} is not in {path!r}; it has {', '.join(sorted(names))}: "
+                      "set caption, image or entries")
+
+  def record(index):
+    try:
+      row = dict(rows[index])
+    except (OSError, ValueError, RuntimeError) as error:
+      raise Unreadable(f"cannot be decoded ({error})") from None
+    out = {"prompt": clean(_plain(row.pop(caption))) if caption else ""}
+    if image:
+      out["media"] = np.asarray(row.pop(image), np.uint8)
+    out.update({name: _narrow(row.pop(name)) for name in entries})
+    return {**out, "meta": _meta({name: _plain(value) for name, value in row.items()})}
+
+  return Source(len(rows), record, f"{builder.info.full_name}/{split}")
+
+
+def _builder(path):
+  if Path(path).is_dir():
+    if not (Path(path) / "dataset_info.json").is_file():
+      raise UserError(f"folder {str(path)!r} holds no prepared data set; give the folder of one version, with its "
+                      "dataset_info.json")
+    return tensorflow_datasets.builder_from_directory(path)
+  try:
+    return tensorflow_datasets.builder(path)
+  except tensorflow_datasets.core.DatasetNotFoundError:
+    raise UserError(f"data set {path!r} is neither a folder nor a name that tensorflow_datasets knows; prepare it, or "
+                    "correct the path") from None
+
+
+def _plain(value) -> Any:
+  """What json can write."""
+  if isinstance(value, bytes):
+    return value.decode("utf-8", "replace")
+  if isinstance(value, dict):
+    return {key: _plain(item) for key, item in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(item) for item in value]
+  return _plain(value.tolist()) if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _narrow(value) -> np.ndarray:
+  """Entries at the precision that jax keeps."""
+  value = np.asarray(value)
+  return value.astype({"i": np.int32, "u": np.uint32, "f": np.float32}.get(value.dtype.kind, value.dtype))
+
+
+def _meta(row) -> dict:
+  opened = row.get("meta")
+  if isinstance(opened, str) and opened.startswith("{"):
+    row = {**row, **json.loads(opened)}
+    del row["meta"]
+  return row

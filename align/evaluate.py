@@ -1,0 +1,245 @@
+"""Fixed prompts and fixed keys -> samples -> every reward -> tables, grids and a report.
+
+Arms that are compared see the same prompts and the same noise (a key depends on the seed, the prompt and the sample), so
+differences are paired. Evaluation samples without noise on the way (eta = 0), whatever the training rollout does.
+"""
+import functools
+import importlib.metadata
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from align import build, data as batches, metrics, report, statistics, tree
+from diffusion import folder
+from diffusion.generator import to_uint8
+from rewards.core import Scores
+
+
+class Outcome(NamedTuple):
+  """P prompts x n samples of one arm."""
+  images: Any   # uint8 [P n H W C]
+  parts: dict   # {name: float [P n]}, NaN where a score failed
+  prompts: list
+  meta: list
+
+
+def run(config: dict, workdir: str) -> dict:
+  return evaluate(workdir, **{k: v for k, v in config.items() if k != "task"})
+
+
+def blank_scores(count: int) -> Scores:
+  """Scores of the right shapes, for tracing."""
+  return Scores(jnp.zeros(count), {}, jnp.ones(count, bool))
+
+
+@functools.lru_cache(maxsize=32)
+def sampler(policy, steps):
+  """A jitted (view, cond, keys) -> media, compiled once a policy, however many arms it serves."""
+  def sample(view, cond, keys):
+    return policy.decode(view, policy.sample(view, cond, keys, steps=steps, eta=0.0).output, None)
+  return jax.jit(sample)
+
+
+def sample_all(policy, view, source, *, samples: int, batch: int, seed: int, steps=None, title: str = "sampling"):
+  """All prompts of a source x samples -> images uint8 [P n H W C], and the records. `batch` samples a call."""
+  records = [source.record(i) for i in range(source.size)]
+  total = len(records) * samples
+  draw, root, out = sampler(policy, steps), jax.random.key(seed), []
+  progress = metrics.Progress(math.ceil(total / batch), title=title)
+  for first in range(0, total, batch):
+    index = np.minimum(np.arange(first, first + batch), total - 1)          # the last batch is padded, one shape for all
+    prompt, sample = index // samples, index % samples
+    keys = jax.vmap(lambda p, s: jax.random.fold_in(jax.random.fold_in(root, p), s))(prompt, sample)
+    cond = policy.prepare({"prompt": [records[p]["prompt"] for p in prompt]})["cond"]
+    out.append(to_uint8(draw(view, cond, keys)))
+    progress.update(first // batch + 1)
+  progress.close()
+  images = np.concatenate(out)[:total]
+  return images.reshape((len(records), samples) + images.shape[1:]), records
+
+
+def judge(rewards: dict, images, records, *, batch: int, seed: int) -> dict:
+  """{reward/part: [P n]} for {name: (reward, view)}; NaN where a score failed."""
+  p, n = images.shape[:2]
+  flat, out = images.reshape((p * n,) + images.shape[2:]), {}
+  for name, (reward, view) in rewards.items():
+    score = reward.score if reward.where == "host" else jax.jit(reward.score)
+    found = [scored(reward, score, view, flat, records, n, slice(i, min(i + batch, p * n)), batch, seed)
+             for i in range(0, p * n, batch)]
+    for part in found[0]:
+      out[f"{name}/{part}"] = np.concatenate([f[part] for f in found]).reshape(p, n)
+  return out
+
+
+def scored(reward, score, view, flat, records, n, rows, batch, seed) -> dict:
+  index = np.minimum(np.arange(rows.start, rows.start + batch), rows.stop - 1)
+  mine = [records[i // n] for i in index]
+  numbers = {k: np.stack([r[k] for r in mine]) for k in mine[0] if k not in ("prompt", "meta", "media")}
+  ids = {"prompt_id": (index // n).astype(np.int32), "sample_id": (index % n).astype(np.int32)}
+  whole = reward.prepare({"prompt": [r["prompt"] for r in mine], "meta": [r.get("meta", {}) for r in mine], **numbers, **ids})
+  passed = whole if reward.where == "host" else batches.numeric(whole)[0]
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
+  result = score(view, passed, flat[index].astype(np.float32) / 255, keys)
+  keep = rows.stop - rows.start
+  valid = np.asarray(result.valid)[:keep]
+  values = {"total": result.total, **result.parts}
+  return {k: np.where(valid, np.asarray(v, np.float64)[:keep], np.nan) for k, v in values.items()}
+
+
+def load_rewards(rewards: dict, models: dict, seed: int) -> dict:
+  """{name: component} -> {name: (reward, view)}, with the trained weights that models = {name: workdir} points to."""
+  unknown = sorted(set(models or {}) - set(rewards))
+  if unknown:
+    raise build.UserError(f"config.models.{unknown[0]} names no reward; the rewards are {', '.join(rewards)}; rename it")
+  out = {}
+  for name, spec in rewards.items():
+    reward = build.build("rewards", spec)
+    init = reward.init(jax.random.key(seed))
+    out[name] = reward, (folder.load(models[name], "reward", like=init) if name in (models or {}) else init)
+  return out
+
+
+# --- held-out curves while training -----------------------------------------------------------------------------------
+
+
+def probe(policy, seed: int, *, every: int, data: dict, rewards: dict, models: dict = None, samples: int = 4,
+          batch: int = 96, steps: int = None, diversity: dict = None, success: str = None, role: str = None, show: int = 8):
+  """(params) -> (scalars, images): a small held-out evaluation with fixed keys, for curves, each `every` updates."""
+  source, judges = build.build("align.datasets", data), load_rewards(rewards, models, seed)
+  spread = build.build("rewards.diversity", diversity).measure if diversity else None
+
+  def measure(params):
+    chosen = role or ("ema" if "ema" in params else "policy")
+    images, records = sample_all(policy, tree.view(params, chosen), source, samples=samples, batch=batch, seed=seed,
+                                 steps=steps, title="evaluating")
+    values = judge(judges, images, records, batch=batch, seed=seed)
+    scalars = {f"heldout/{k}": float(np.nanmean(v)) for k, v in values.items()}
+    if spread:
+      right = values[success] > 0.5
+      with np.errstate(all="ignore"):
+        scalars["heldout/diversity"] = float(np.nanmean(spread(images, [r.get("meta", {}) for r in records], right)))
+    return scalars, {"heldout/samples": images[:show].reshape((-1,) + images.shape[2:])}
+  return measure
+
+
+# --- the task ----------------------------------------------------------------------------------------------------------
+
+
+def evaluate(workdir: str, *, arms: dict, data: dict, rewards: dict, success: str, models: dict = None, samples: int = 4,
+             batch: int = 96, steps: int = None, diversity: dict = None, seed: int = 0, title: str = "Evaluation", curves: dict = None,
+             targets: dict = None, primary: str = None) -> dict:
+  """Compares arms {name: model folder or workdir} on held-out prompts and writes results.json and report.html.
+
+  Args:
+    rewards: {name: component}, models: {name: workdir of a trained one}; success: "name/part" whose value above 0.5 counts as correct. steps: sampling steps, None
+      for the policy's own. diversity: a component of rewards/diversity.py. primary: the arm that is compared with all others, by default
+      the last; diversity is compared with the first. targets: {"gain over ARM" or "diversity ratio": at least}. curves: {arm: workdir} whose held-out curves are drawn.
+  """
+  source, judges = build.build("align.datasets", data), load_rewards(rewards, models, seed)
+  spread = build.build("rewards.diversity", diversity).measure if diversity else None
+  outcomes, seconds, made = {}, {}, {}
+  for name, model in arms.items():
+    began = time.monotonic()
+    description = folder.describe(model)
+    key = json.dumps(description, sort_keys=True)
+    policy = made.setdefault(key, build.build("align.policies", description))
+    view = jax.device_put(folder.load(model, like=jax.eval_shape(policy.init, jax.random.key(0))))
+    images, records = sample_all(policy, view, source, samples=samples, batch=batch, seed=seed, steps=steps, title=name)
+    values = judge(judges, images, records, batch=batch, seed=seed)
+    if success not in values:
+      raise build.UserError(f"config.success = {success!r} is not one of the scores {', '.join(values)}; choose one of them")
+    outcomes[name] = Outcome(images, values, [r["prompt"] for r in records], [r.get("meta", {}) for r in records])
+    seconds[name] = time.monotonic() - began
+  results = summarise(outcomes, success, spread, seed, primary)
+  results.update(title=title, targets=judged(results, targets or {}), evaluation_seconds=seconds, scores=means(outcomes),
+                 versions=versions())
+  results["curves"] = curves or {}
+  store_samples(Path(workdir), outcomes, success)
+  publish(Path(workdir), Path(workdir), results, {})
+  return results
+
+
+def publish(samples: Path, workdir: Path, results: dict, config: dict):
+  """Writes results.json and report.html into `workdir` from the samples that an evaluation left; returns the report's path."""
+  arms, first = {}, None
+  for name in results["arms"]:
+    with np.load(samples / f"samples_{name}.npz") as saved:
+      arms[name] = {"images": saved["images"], "success": saved["success"]}
+      first = first or {"prompts": saved["prompts"].tolist(), "categories": saved["categories"].tolist()}
+  drawn = {name: heldout_curves(Path(model)) for name, model in results.get("curves", {}).items()}
+  return report.write(workdir, results, arms=arms, curves=drawn, config=config, **first)
+
+
+def heldout_curves(workdir: Path) -> dict:
+  """{metric: (steps, values)} of what a run logged about held-out prompts and its training reward."""
+  rows, out = metrics.read(workdir), {}
+  for row in rows:
+    for name, value in row.items():
+      if (name.startswith("heldout/") or name == "experience/reward_mean") and value is not None:
+        steps, values = out.setdefault(name, ([], []))
+        steps.append(row["step"])
+        values.append(value)
+  return out
+
+
+def read(workdir: Path) -> dict:
+  """The results.json of an evaluation."""
+  return json.loads((Path(workdir) / "results.json").read_text())
+
+
+def categories(meta: list) -> list:
+  return [m.get("category", "all") for m in meta]
+
+
+def judged(results: dict, targets: dict) -> list:
+  """[{"name", "value", "at_least"}] for the targets of a config."""
+  known = {f"gain over {k.split(' - ')[1]}": v["overall"]["difference"] for k, v in results["differences"].items()}
+  if "diversity_ratio" in results:
+    known["diversity ratio"] = results["diversity_ratio"]["value"]
+  unknown = [name for name in targets if name not in known]
+  if unknown:
+    raise build.UserError(f"config.targets.{unknown[0]} is not one of {', '.join(known)}; rename or remove it")
+  return [{"name": name, "value": known[name], "at_least": bound} for name, bound in targets.items()]
+
+
+def versions() -> dict:
+  return {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")}
+
+
+def means(outcomes: dict) -> dict:
+  return {arm: {k: float(np.nanmean(v)) for k, v in o.parts.items()} for arm, o in outcomes.items()}
+
+
+def summarise(outcomes: dict, success: str, spread, seed: int, primary) -> dict:
+  """Rates, paired differences and diversity with intervals; bootstrap clustered by prompt."""
+  first = next(iter(outcomes.values()))
+  kinds = categories(first.meta)
+  right = {n: np.where(np.isnan(o.parts[success]), 0.0, o.parts[success] > 0.5) for n, o in outcomes.items()}
+  diverse = {n: spread(o.images, o.meta, right[n] > 0.5) for n, o in outcomes.items()} if spread else {}
+  names = list(outcomes)
+  main = primary or names[-1]
+  others = [n for n in names if n != main]
+  valid = {n: ~np.isnan(o.parts[success]) for n, o in outcomes.items()}
+  return {
+    "arms": {n: {**statistics.rates(right[n], kinds, valid=valid[n], seed=seed), "failed": int((~valid[n]).sum()),
+                 **({"diversity": statistics.mean(diverse[n], seed=seed)} if spread else {})} for n in names},
+    "differences": {f"{main} - {n}": statistics.paired(right[main], right[n], kinds, valid=valid[main] & valid[n], seed=seed)
+                    for n in others},
+    **({"diversity_ratio": statistics.ratio(diverse[main], diverse[names[0]], seed=seed)} if spread and others else {}),
+    "primary": main, "seed": seed, "success": success, "prompts": len(kinds), "samples": int(right[names[0]].shape[1]),
+  }
+
+
+def store_samples(workdir: Path, outcomes: dict, success: str) -> None:
+  """Every sample and score, so that a table or a report can be made again without sampling."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  for name, o in outcomes.items():
+    np.savez_compressed(workdir / f"samples_{name}.npz", images=o.images, prompts=np.array(o.prompts),
+                        categories=np.array(categories(o.meta)), success=o.parts[success] > 0.5,
+                        **{k.replace("/", "."): v for k, v in o.parts.items()})

@@ -1,0 +1,86 @@
+"""A diffusion or flow generator as a Policy: any network x process x kernel of diffusion/generator.py.
+
+Guidance acts in `step`, `sample` and `replay` only; `log_prob` is the bound of Diffusion-DPO and of forward-process RL
+and stays unguided, as in the papers. Its mean-convention makes published betas apply: -0.5 beta (error_w - ...) is
+beta (log_prob_w - ...).
+"""
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from align.core import Policy, Rollout, Step
+from diffusion import generator, sample
+from diffusion.core import expand, fold, mean_elements, normal
+from diffusion.process import shifted
+
+LAWS = ("uniform", "logit_normal")
+
+
+def law_of_t(name: str, mean: float, std: float, shift: float):
+  """(keys) -> t [B]: uniform on (0, 1), or sigmoid of a normal (2403.03206), then shifted towards 1."""
+  def draw(keys):
+    u = jax.vmap(lambda k: jax.random.uniform(k, minval=1e-3) if name == "uniform"
+                 else jax.nn.sigmoid(mean + std * jax.random.normal(k)))(keys)
+    return shifted(u, shift)
+  if name not in LAWS:
+    raise ValueError(f"policy: law = {name!r} is not one of {', '.join(LAWS)}; choose one of them")
+  for option, value in (("law_std", std), ("law_shift", shift)):
+    if value <= 0:
+      raise ValueError(f"policy: {option} = {value} must be positive; 1 is the plain law")
+  return draw
+
+
+def make(net: Any, text: Any, process: Any, kernel: str = "ode", tokens: str = "words", length: int = 16,
+         size: int = 16, channels: int = 3, steps: int = 10, eta: float = 0.0, guidance: float = 1.0,
+         law: str = "logit_normal", law_mean: float = 0.0, law_std: float = 1.0, law_shift: float = 1.0) -> Policy:
+  """The options up to `guidance` are generator.make's; `law*` is the law of t in log_prob."""
+  g = generator.make(net, text, process, kernel, tokens, length, size, channels, steps, eta, guidance)
+  draw_t = law_of_t(law, law_mean, law_std, law_shift)
+
+  def prepare(batch):
+    return {**batch, "cond": g.encode(batch["prompt"])} if "prompt" in batch else batch
+
+  def embed(view, batch, keys):
+    as_x = lambda media: media.astype(jnp.float32) / 127.5 - 1
+    media = {("x" if k == "media" else k): as_x(batch[k]) for k in ("media", "win", "lose") if k in batch}
+    return {**{k: v for k, v in batch.items() if k != "media"}, **media}
+
+  def log_prob(view, cond, x, keys, t=None):
+    t = draw_t(fold(keys, 0)) if t is None else jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1])
+    noise, level = normal(fold(keys, 1), x.shape[1:]), expand(t, x)
+    a, s = g.process.scales(level)
+    y = g.predictor(view, cond, False)(a * x + s * noise, t)
+    return -0.5 * mean_elements(g.process.weight(level) * (y - g.process.target(x, noise, level)) ** 2)
+
+  def denoise(view, cond, xt, t, guided=False):
+    return generator.clean(g, view, cond, xt, t, guided)
+
+  def step(view, cond, x, t, t_next, keys, eta, given=None, carry=None):
+    y = g.predictor(view, cond, True)(x, jnp.broadcast_to(jnp.asarray(t, jnp.float32), x.shape[:1]))
+    carry = g.kernel.carry(x) if carry is None else carry
+    moved, carry = sample.move(g.process, g.kernel, x, y, t, t_next, keys, eta, given, carry)
+    return Step(moved.nxt, moved.mean, moved.std, moved.log_prob, carry)
+
+  def run(view, cond, keys, x=None, steps=None, eta=None, keep=None):
+    out, moves, times, etas = g.sample(view, cond, keys, x, steps, eta, keep)
+    if moves is None:
+      return Rollout(cond, None, None, None, None, None, None, None, out, {})
+    table = jnp.stack([times[:-1], times[1:], etas], -1)[jnp.asarray(keep)]
+    table = jnp.broadcast_to(table, moves.std.shape + (3,))
+    mask = (moves.std > 0).astype(jnp.float32)
+    return Rollout(cond, moves.x, moves.nxt, table, moves.log_prob, moves.mean, moves.std, mask, out, {})
+
+  def replay(view, rollout):
+    b, k = rollout.times.shape[:2]
+    flat = lambda a: a.reshape((b * k,) + a.shape[2:])
+    cond = jax.tree.map(lambda a: jnp.repeat(a, k, axis=0), rollout.cond)
+    t, t_next, eta = jnp.moveaxis(flat(rollout.times), -1, 0)
+    out = step(view, cond, flat(rollout.x), t, t_next, None, eta, given=flat(rollout.nxt))
+    back = lambda a: a.reshape((b, k) + a.shape[1:])
+    return Step(back(out.x), back(out.mean), back(out.std), back(out.log_prob), None)
+
+  def decode(view, x, frames=None):
+    return g.decode(view, x)
+
+  return Policy(g.init, prepare, embed, g.process, draw_t, log_prob, denoise, step, run, replay, decode)

@@ -1,0 +1,19 @@
+"""What several configs share: the Scenes generator, its data and its verdict."""
+
+TEXT = {"name": "text", "variant": "scenes"}
+SCENES = {
+  "name": "diffusion", "size": 16, "channels": 3, "length": 20, "steps": 8,
+  "net": {"name": "unet", "variant": "scenes"}, "text": TEXT, "process": {"name": "flow", "predict": "x0"},
+}
+REWARD = {"name": "scenes", "strict": 0.5, "soft": 0.5}
+
+
+def held_out(count: int = 480, seed: int = 0) -> dict:
+  """Prompts whose combinations no training caption has, balanced over the six categories."""
+  return {"name": "scenes_prompts", "split": "test", "count": count, "seed": seed}
+
+
+def probe(every: int, count: int = 60, samples: int = 4) -> dict:
+  """A small held-out evaluation while training."""
+  return {"every": every, "data": held_out(count, seed=1), "rewards": {"scenes": REWARD}, "success": "scenes/exact",
+          "diversity": "scenes", "samples": samples, "batch": 120}

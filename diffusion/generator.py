@@ -1,0 +1,114 @@
+"""A text-to-image generator: network x text encoder x process x kernel, as pure functions.
+
+What `align/policies/diffusion.py` trains and what `diffusion/generate.py` samples from are this one object, so
+guidance, the sampling grid and the text path are written once. Latent autoencoders are left to the networks that bring
+one.
+"""
+import importlib
+from typing import Any, Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion import kernels, sample, tokenizer
+from diffusion.core import Kernel, Process, expand, fold, normal
+
+
+class Generator(NamedTuple):
+  """shape: (H, W, C) of x; null: tokens and mask [1 L] of the empty prompt."""
+  init: Callable       # (key) -> {"net", "text"}
+  encode: Callable     # ([prompt]) -> {"tokens" [B L], "mask" [B L]}; host
+  predictor: Callable  # (view, cond, guided) -> ((x, t [B]) -> y); the text is encoded once
+  sample: Callable     # (view, cond, keys, x=None, steps=None, eta=None, keep=None) -> x0, Move or None, times, etas
+  decode: Callable     # (view, x) -> media in [0, 1]
+  process: Process
+  kernel: Kernel
+  shape: tuple
+
+
+def check_kernel(name: str, process: Process) -> None:
+  """Refuses an unknown kernel, and a flow's kernel on a process that is none."""
+  if name not in kernels.NAMES:
+    raise ValueError(f"kernel = {name!r} is not one of {', '.join(kernels.NAMES)}; choose one of them")
+  a, s = process.scales(jnp.float32(0.3))
+  if name in kernels.FLOWS_ONLY and abs(float(a + s) - 1) > 1e-6:
+    raise ValueError(f"kernel = {name!r} is derived for a rectified flow (a + s = 1), but the process has "
+                     f"a + s = {float(a + s):.3f} at t = 0.3; use process 'flow', or kernel 'ddim' or 'cps'")
+
+
+def build(parts: dict) -> Generator:
+  """A generator from the resolved description that a run exports: nested {"name": ..., option: ...} dicts."""
+  part = lambda package, spec: getattr(importlib.import_module(package), spec["name"])
+  options = lambda spec: {k: v for k, v in spec.items() if k != "name"}
+  nets = {k: importlib.import_module(f"diffusion.nets.{parts[k]['name']}").make(**options(parts[k]))
+          for k in ("net", "text")}
+  process = part("diffusion.process", parts["process"])(**options(parts["process"]))
+  rest = {k: v for k, v in parts.items() if k not in ("name", "net", "text", "process")}
+  return make(**nets, process=process, **rest)
+
+
+def make(net: Any, text: Any, process: Process, kernel: str = "ode", tokens: str = "words", length: int = 16,
+         size: int = 16, channels: int = 3, steps: int = 10, eta: float = 0.0, guidance: float = 1.0) -> Generator:
+  """net, text: Linen modules (called as nets/unet.py and nets/text.py are).
+
+  kernel: a name in kernels.py, with its default steps and eta; tokens: a tokenizer folder or shipped name, and
+  `length`, the number of tokens a prompt is padded or cut to.
+  """
+  check_kernel(kernel, process)
+  if steps < 1:
+    raise ValueError(f"steps = {steps} must be at least 1; 10 to 50 is usual")
+  walker, words = getattr(kernels, kernel)(), tokenizer.load(tokens)
+  if getattr(text, "vocab", words.size) < words.size:      # a lookup beyond the table would be NaN, without a word
+    raise ValueError(f"text: vocab = {text.vocab} is smaller than the {words.size} tokens of tokens = {tokens!r}; "
+                     f"set vocab to {words.size} or more")
+  null = tuple(jnp.asarray(a) for a in words.encode([""], length))
+  shape, defaults = (size, size, channels), (steps, eta)
+
+  def init(key):
+    k_text, k_net = jax.random.split(key)
+    text_params = text.init(k_text, *null)["params"]
+    context, pooled = text.apply({"params": text_params}, *null)
+    x, t = jnp.zeros((1,) + shape, jnp.float32), jnp.zeros((1,))
+    return {"net": net.init(k_net, x, t, context, null[1], pooled)["params"], "text": text_params}
+
+  def encode(prompts):
+    ids, mask = words.encode(list(prompts), length)
+    return {"tokens": ids, "mask": mask}
+
+  def contexts(view, cond, pair):
+    read = lambda ids, mask: (*text.apply({"params": view["text"]}, ids, mask), mask)
+    given = read(cond["tokens"], cond["mask"])
+    if not pair:
+      return given, None
+    return given, jax.tree.map(lambda a, b: jnp.broadcast_to(b, a.shape), given, read(*null))
+
+  def predictor(view, cond, guided):
+    def call(context, x, t):
+      hidden, pooled, mask = context
+      return net.apply({"params": view["net"]}, x, process.timestep(t), hidden, mask, pooled).astype(jnp.float32)
+    scale = guidance if guided else 1
+    y, pair = sample.guided(call, scale), contexts(view, cond, scale != 1)
+    return lambda x, t: y(pair, x, t)
+
+  def run(view, cond, keys, x=None, steps=None, eta=None, keep=None):
+    steps, eta = defaults[0] if steps is None else steps, defaults[1] if eta is None else eta
+    times = jnp.asarray(process.times(steps) if isinstance(steps, int) else steps, jnp.float32)
+    etas = jnp.broadcast_to(jnp.asarray(eta, jnp.float32), (times.shape[0] - 1,))
+    x = normal(fold(keys, 0), shape) if x is None else x
+    out, moves = sample.chain(predictor(view, cond, True), process, walker, x, times, etas, keys, keep)
+    return out, moves, times, etas
+
+  decode = lambda view, x: jnp.clip((x + 1) / 2, 0, 1)
+  return Generator(init, encode, predictor, run, decode, process, walker, shape)
+
+
+def clean(generator: Generator, view, cond, xt, t, guided: bool):
+  """x0 predicted from x_t at t ([B] or a scalar)."""
+  t = jnp.broadcast_to(jnp.asarray(t, jnp.float32), xt.shape[:1])
+  return generator.process.clean(generator.predictor(view, cond, guided)(xt, t), xt, expand(t, xt))
+
+
+def to_uint8(media) -> np.ndarray:
+  """Media in [0, 1] -> uint8, rounded."""
+  return np.asarray(jnp.round(jnp.asarray(media) * 255), np.uint8)

@@ -1,0 +1,111 @@
+"""A CLIP-like text transformer (2103.00020): tokens to one vector a token and one a prompt.
+
+`causal` with quick_gelu is OpenAI's CLIP; without, every token sees the whole prompt, as a small encoder trained with
+its generator wants. Public pipelines let CLIP attend to padding: give a mask of ones for that. Left out: the image
+tower.
+"""
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion.nets.layers import Dense, remat
+from diffusion.nets.layers import variant as named
+
+ACTIVATIONS = {"quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x), "gelu": lambda x: nn.gelu(x, approximate=False)}
+POOLS = ("end", "mean")
+
+
+class Layer(nn.Module):
+  """LayerNorm, attention, LayerNorm, MLP; each half residual. mask [B 1 1 L] or [B 1 L L], False is not looked at."""
+  heads: int
+  activation: str
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x, mask):
+    norm = lambda name: nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)
+    dense = lambda width, name: Dense(width, dtype=self.dtype, name=name)
+    split = lambda a: a.reshape(*a.shape[:2], self.heads, -1)
+    h, width = norm("norm1")(x), x.shape[-1]
+    q, k, v = (split(dense(width, name)(h)) for name in ("q", "k", "v"))
+    x = x + dense(width, "out")(jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(x.shape))
+    h = ACTIVATIONS[self.activation](dense(4 * width, "fc1")(norm("norm2")(x)))
+    return x + dense(width, "fc2")(h)
+
+
+class Text(nn.Module):
+  """tokens [B L], mask [B L] (False is padding) -> context [B L width], pooled [B projection or width].
+
+  pool: "end" is the feature at the first token `end` (None: at the last token that is no padding), as CLIP takes it,
+  "mean" the mean over tokens that are no padding. skip: context is read that many layers before the last, without the
+  final norm, as SDXL does. projection: width of a linear map of the pooled feature, 0 for none.
+  """
+  vocab: int = 128
+  length: int = 77
+  width: int = 64
+  depth: int = 2
+  heads: int = 4
+  causal: bool = False
+  activation: str = "gelu"
+  pool: str = "end"
+  end: int | None = None
+  skip: int = 0
+  projection: int = 0
+  remat: bool | str = False
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, tokens, mask):
+    check(self, tokens)
+    dtype, n, init = jnp.dtype(self.dtype), tokens.shape[1], nn.initializers.normal(0.02)
+    place = self.param("position", init, (self.length, self.width))[:n]
+    x = (nn.Embed(self.vocab, self.width, embedding_init=init, name="token")(tokens) + place).astype(dtype)
+    seen, hidden = mask[:, None, None, :], [x]
+    if self.causal:
+      seen = seen & jnp.tril(jnp.ones((n, n), bool))
+    for i in range(self.depth):
+      hidden.append(remat(self.remat)(Layer)(self.heads, self.activation, dtype, name=f"layer_{i}")(hidden[-1], seen))
+    x = nn.LayerNorm(epsilon=1e-5, dtype=dtype, name="norm")(hidden[-1])
+    pooled = (x * self.weights(tokens, mask)[..., None]).sum(1).astype(dtype)
+    if self.projection:
+      pooled = nn.Dense(self.projection, use_bias=False, dtype=dtype, name="projection")(pooled)
+    return (hidden[-1 - self.skip] if self.skip else x), pooled
+
+  def weights(self, tokens, mask):
+    """[B L] float32, what each token contributes to the pooled feature."""
+    if self.pool == "mean":
+      return mask / jnp.maximum(mask.sum(-1, keepdims=True), 1)
+    last = jnp.maximum(mask.sum(-1) - 1, 0) if self.end is None else jnp.argmax(tokens == self.end, -1)
+    return jax.nn.one_hot(last, tokens.shape[1])
+
+
+def check(net: Text, tokens) -> None:
+  """Refuses names and sizes that do not fit, by name."""
+  for name, allowed in (("activation", tuple(ACTIVATIONS)), ("pool", POOLS)):
+    if getattr(net, name) not in allowed:
+      raise ValueError(f"text: {name} = {getattr(net, name)!r} is not one of {', '.join(allowed)}; choose one of them")
+  if tokens.shape[1] > net.length:
+    raise ValueError(f"text: prompts of {tokens.shape[1]} tokens must not exceed length = {net.length}, the table of "
+                     "positions; shorten the prompts or raise length")
+  if net.width % net.heads:
+    raise ValueError(f"text: width = {net.width} must be a multiple of heads = {net.heads}; change one of them")
+
+
+VARIANTS = {
+  "scenes": {"vocab": 128, "length": 48, "width": 64, "depth": 2, "heads": 4},
+  "clip_l": {"vocab": 49408, "width": 768, "depth": 12, "heads": 12, "causal": True, "activation": "quick_gelu",
+             "end": 49407},
+  "clip_g": {"vocab": 49408, "width": 1280, "depth": 32, "heads": 20, "causal": True, "end": 49407, "skip": 1,
+             "projection": 1280},
+  "tiny": {"vocab": 128, "length": 48, "width": 16, "depth": 1, "heads": 2},
+}
+
+
+def make(variant: str = "scenes", *, vocab: int = None, length: int = None, width: int = None, depth: int = None,
+         heads: int = None, causal: bool = None, activation: str = None, pool: str = None, end: int = None,
+         skip: int = None, projection: int = None, remat: bool | str = None, dtype: str = None) -> Text:
+  """A size of VARIANTS; an option that is not None replaces that field of `Text`."""
+  options = {k: v for k, v in locals().items() if k != "variant"}
+  return named(Text, VARIANTS, variant, options)

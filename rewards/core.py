@@ -1,0 +1,23 @@
+"""A reward is a NamedTuple of pure functions, wherever its scores come from."""
+from typing import Any, Callable, NamedTuple
+
+
+class Scores(NamedTuple):
+  """Scores of B samples; the samples of one prompt are contiguous."""
+  total: Any   # [B] float32
+  parts: dict  # {name: [B]} what `total` was made of, always logged
+  valid: Any   # [B] bool; a failed score is masked and counted, never 0
+
+
+class Reward(NamedTuple):
+  """Judges media against prompts.
+
+  `where` says how `score` may be called: "host" (numpy in, numpy out), "device" (traceable) or
+  "gradient" (traceable and differentiable in `media`).
+  """
+  init: Callable     # (key) -> params
+  prepare: Callable  # (batch) -> batch; host: tokenise, templates
+  score: Callable    # (view, batch, media, keys) -> Scores
+  where: str         # "host" | "device" | "gradient"
+  frames: Any        # None, or which frames of a clip it looks at
+  fit: Any = None    # None, or how it is trained: (view, batch, keys) -> (loss [B], metrics {name: [B]})

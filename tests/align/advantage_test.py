@@ -1,0 +1,74 @@
+"""Advantages: closed forms, exact zeros, masks."""
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from align import advantage
+
+R = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_group_is_the_z_score_of_numpy(ddof):
+  expected = (R - R.mean(-1, keepdims=True)) / (R.std(-1, ddof=ddof, keepdims=True) + 1e-4)
+  np.testing.assert_allclose(advantage.group(R, ddof=ddof), expected, atol=1e-5)
+
+
+def test_global_divides_by_the_std_of_all_and_none_by_one():
+  centred = R - R.mean(-1, keepdims=True)
+  np.testing.assert_allclose(advantage.group(R, mode="global"), centred / (R.std() + 1e-4), atol=1e-5)
+  np.testing.assert_allclose(advantage.group(R, mode="none"), centred, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", advantage.MODES)
+def test_equal_rewards_give_exactly_zero(mode):
+  r = np.array([[0.1] * 7, [1 / 3] * 7, list(range(7))], np.float32)
+  out = np.asarray(advantage.group(r, mode=mode, delta=1e-8))
+  assert (out[:2] == 0).all() and (out[2] != 0).sum() == 6
+  assert (np.asarray(advantage.gdpo({"a": r[:2], "b": 2 * r[:2]}, delta=1e-8)) == 0).all()
+
+
+def test_masked_samples_are_zero_and_change_nothing():
+  valid = np.ones(R.shape, bool)
+  valid[:, 2] = False
+  rest = np.delete(R, 2, axis=1)
+  for mode in advantage.MODES:
+    out = np.asarray(advantage.group(np.where(valid, R, np.nan), valid, mode=mode))
+    np.testing.assert_allclose(np.delete(out, 2, axis=1), advantage.group(rest, mode=mode), atol=1e-6)
+    assert (out[:, 2] == 0).all()
+  assert (np.asarray(advantage.group(R, np.zeros(R.shape, bool))) == 0).all()
+
+
+def test_clip():
+  r = np.zeros((1, 64), np.float32)
+  r[0, 0] = 1
+  assert advantage.group(r).max() == 5 and advantage.group(r, clip=None).max() > 7
+
+
+def test_gdpo_does_not_depend_on_the_scale_of_a_reward():
+  parts = {"a": R, "b": np.random.default_rng(1).normal(size=R.shape)}
+  out = advantage.gdpo(parts, delta=1e-8, clip=None)
+  np.testing.assert_allclose(out, advantage.gdpo({**parts, "b": 100 * parts["b"]}, delta=1e-8, clip=None), atol=1e-4)
+  np.testing.assert_allclose([out.mean(), out.std()], [0, 1], atol=1e-5)
+  only = advantage.gdpo(parts, {"a": 2.0}, delta=1e-8, clip=None)
+  np.testing.assert_allclose(only, advantage.group(R, delta=1e-8, clip=None), atol=1e-4)
+
+
+def test_buffered_falls_back_on_the_batch_until_it_has_seen_enough():
+  state, prompts = advantage.buffer(2, size=4), np.array([0, 0, 1, 1])
+  state, first = advantage.buffered(state, prompts, [1.0, 2, 3, 4], least=3)
+  np.testing.assert_allclose(first, (np.arange(1, 5) - 2.5) / np.std([1, 2, 3, 4]), atol=1e-4)
+  state, second = advantage.buffered(state, prompts, [3.0, 4, 5, 6], least=3)
+  np.testing.assert_allclose(second[:2], (np.array([3, 4]) - 2.5) / np.std([1, 2, 3, 4]), atol=1e-4)
+  state, third = advantage.buffered(state, prompts, [7.0, 7, 7, 7], np.array([True, False, True, True]), least=3)
+  np.testing.assert_array_equal(np.sort(state.values[0]), [2, 3, 4, 7])  # 1 is gone, the invalid one never came
+  assert third[1] == 0 and list(state.count) == [5, 6]
+
+
+def test_refusals():
+  with pytest.raises(ValueError, match="mode = 'std' is not one of group, global, none; choose"):
+    advantage.group(R, mode="std")
+  with pytest.raises(ValueError, match="ddof = 2 is not 0"):
+    advantage.group(R, ddof=2)
+  with pytest.raises(ValueError, match="weights of 'c': there is no such reward, only a; rename"):
+    advantage.gdpo({"a": jnp.asarray(R)}, {"c": 1.0})

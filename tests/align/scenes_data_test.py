@@ -1,0 +1,81 @@
+"""Scenes as data: on the fly, on disk, and as prompts."""
+import sys
+
+import numpy as np
+import pytest
+
+from align.build import UserError
+from align.data import batches
+from align.datasets import scenes, scenes_builder, scenes_prompts
+from rewards import scenes as world
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return scenes_builder.prepare(str(tmp_path_factory.mktemp("data")), count=60, seed=2)
+
+
+def content(record):
+  return record["prompt"], record["media"].tobytes(), repr(record["meta"])
+
+
+def test_records_are_renders_that_show_their_captions():
+  source = scenes.make(count=50, seed=1)
+  records = [source.record(i) for i in range(50)]
+  media, texts, specs = world.batch(1, 0, 50)
+  assert source.size == 50 and [r["prompt"] for r in records] == texts and [r["meta"] for r in records] == specs
+  assert (np.stack([r["media"] for r in records]) == media).all()
+  assert all(world.check(r["meta"], found) for r, found in zip(records, world.detect(media), strict=True))
+
+
+def test_disk_holds_the_same_records_without_tensorflow(folder):
+  source = scenes.make(count=60, data_dir=folder)
+  drawn = scenes.make(count=60, seed=2)
+  assert {content(source.record(i)) for i in range(60)} == {content(drawn.record(i)) for i in range(60)}
+  held = scenes.make("test", count=3, data_dir=folder)
+  keys = [{s.record(i)["meta"]["key"] for i in range(s.size)} for s in (source, held)]
+  assert len(keys[1]) == 3 and not keys[0] & keys[1]
+  assert "tensorflow" not in sys.modules
+  before = {p: p.stat().st_mtime_ns for p in scenes_builder.Path(folder).iterdir()}
+  assert any(".array_record-" in p.name for p in before)
+  assert scenes_builder.prepare(str(scenes_builder.Path(folder).parents[2]), count=60, seed=2) == folder
+  assert before == {p: p.stat().st_mtime_ns for p in scenes_builder.Path(folder).iterdir()}  # not written again
+
+
+def test_streams_read_it(folder):
+  for source in (scenes.make(count=60, data_dir=folder), scenes.make(count=60), scenes_prompts.make(count=60)):
+    batch = batches(source, 8, group=2, threads=0).next()
+    assert len(batch["prompt"]) == 16 and batch["prompt"][0] == batch["prompt"][1] and batch["meta"][0]["include"]
+    assert ("media" in batch) == ("prompts" not in source.name)
+
+
+def test_prompts_are_balanced_and_held_out():
+  source = scenes_prompts.make(count=48)
+  kinds = [source.record(i)["meta"]["category"] for i in range(48)]
+  assert kinds == list(world.CATEGORIES) * 8 and "media" not in source.record(0)
+  drawn = scenes.make(count=2000)
+  held = {source.record(i)["meta"]["key"] for i in range(48)}
+  assert not {drawn.record(i)["meta"]["key"] for i in range(2000)} & held
+
+
+def test_clips_and_sizes():
+  assert scenes.make(count=2, frames=8).record(1)["media"].shape == (8, 16, 16, 3)
+  assert scenes.make(count=2, size=32, categories=("long",)).record(1)["media"].shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("call, words", [
+  (lambda f: scenes.make("dev"), ["'dev'"]),
+  (lambda f: scenes.make(count=0), ["count=0"]),
+  (lambda f: scenes.make(categories=("colors",)), ["'colors'", "color"]),
+  (lambda f: scenes.make(count=61, data_dir=f), ["count=61", "60 records"]),
+  (lambda f: scenes.make(count=10, size=32, data_dir=f), ["size=32", "size=16"]),
+  (lambda f: scenes.make("dev", count=10, data_dir=f), ["'dev'", "train"]),
+  (lambda f: scenes_prompts.make("dev"), ["'dev'"]),
+  (lambda f: scenes_prompts.make(count=0), ["count=0"]),
+  (lambda f: scenes_builder.prepare("/tmp", count=0), ["count=0"]),
+  (lambda f: scenes_builder.prepare("/dev/null/data"), ["/dev/null/data", "written"]),
+])
+def test_bad_input_is_named(call, words, folder):
+  with pytest.raises(UserError) as error:
+    call(folder)
+  assert all(word in str(error.value) for word in words)
