@@ -28,6 +28,7 @@ PACKAGES = {
   "data": "align.datasets", "prompts": "align.datasets", "heldout": "align.datasets", "pretrain": "align.datasets",
   "net": "diffusion.nets", "text": "diffusion.nets", "vae": "diffusion.nets",
   "process": "diffusion.process", "kernel": "diffusion.kernels", "diversity": "rewards.diversity",
+  "dataset": "align.prepare",
 }
 GROUPS = {"rewards": "rewards"}    # argument name of a dict {any name: component} -> where they are looked up
 DEFAULTS = {"optim": "adamw"}      # components that a run has even where nothing names them
@@ -46,7 +47,7 @@ OPTIONS = {
   "lora": Options("align.lora:wrap", ("policy",), False),
   "evaluate": Options("align.evaluate:probe", ("policy", "seed"), False),
 }
-TASKS = {name: f"align.{name}:{name}" for name in ("train", "collect", "evaluate", "pipeline")}
+TASKS = {name: f"align.{name}:{name}" for name in ("prepare", "train", "collect", "evaluate", "pipeline")}
 
 
 class UserError(ValueError):

@@ -164,7 +164,10 @@ def load(path: str) -> dict:
            f"define it{nearest('get_config', vars(module))}")
   if colon and not inspect.signature(module.get_config).parameters:
     refuse("--config", f"{path}:{argument}", "its get_config() takes no argument", f"leave out ':{argument}'")
-  return build.plain(module.get_config(argument) if colon else module.get_config())
+  try:
+    return build.plain(module.get_config(argument) if colon else module.get_config())
+  except ValueError as e:
+    raise build.ConfigError(f"--config={path}{colon}{argument}: {e}") from e
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------

@@ -132,15 +132,18 @@ def probe(policy, seed: int, *, every: int, data: dict, rewards: dict, models: d
 
 
 def evaluate(workdir: str, *, arms: dict, data: dict, rewards: dict, success: str, models: dict = None, samples: int = 4,
-             batch: int = 96, steps: int = None, diversity: dict = None, seed: int = 0, title: str = "Evaluation", curves: dict = None,
-             targets: dict = None, primary: str = None) -> dict:
+             batch: int = 96, steps: int = None, diversity: dict = None, seed: int = 0, title: str = "Evaluation",
+             curves: dict = None, targets: dict = None, primary: str = None, baseline: str = None) -> dict:
   """Compares arms {name: model folder or workdir} on held-out prompts and writes results.json and report.html.
 
   Args:
-    rewards: {name: component}, models: {name: workdir of a trained one}; success: "name/part" whose value above 0.5 counts as correct. steps: sampling steps, None
-      for the policy's own. diversity: a component of rewards/diversity.py. primary: the arm that is compared with all others, by default
-      the last; diversity is compared with the first. targets: {"gain over ARM" or "diversity ratio": at least}. curves: {arm: workdir} whose held-out curves are drawn.
+    rewards: {name: component}. models: {name: workdir of a trained one}. success: "name/part" whose value above 0.5 counts
+      as correct. steps: sampling steps, None for the policy's own. diversity: a component of rewards/diversity.py.
+    primary: the arm that is compared with all others. baseline: the arm whose diversity it is measured against. Both are
+      needed where there are several arms.
+    targets: {"gain over ARM" or "diversity ratio": at least}. curves: {arm: workdir} whose held-out curves are drawn.
   """
+  arms = arranged(arms, primary, baseline)
   source, judges = build.build("align.datasets", data), load_rewards(rewards, models, seed)
   spread = build.build("rewards.diversity", diversity).measure if diversity else None
   outcomes, seconds, made = {}, {}, {}
@@ -156,13 +159,25 @@ def evaluate(workdir: str, *, arms: dict, data: dict, rewards: dict, success: st
       raise build.UserError(f"config.success = {success!r} is not one of the scores {', '.join(values)}; choose one of them")
     outcomes[name] = Outcome(images, values, [r["prompt"] for r in records], [r.get("meta", {}) for r in records])
     seconds[name] = time.monotonic() - began
-  results = summarise(outcomes, success, spread, seed, primary)
+  results = summarise(outcomes, success, spread, seed)
   results.update(title=title, targets=judged(results, targets or {}), evaluation_seconds=seconds, scores=means(outcomes),
                  versions=versions())
   results["curves"] = curves or {}
   store_samples(Path(workdir), outcomes, success)
   publish(Path(workdir), Path(workdir), results, {})
   return results
+
+
+def arranged(arms: dict, primary: str | None, baseline: str | None) -> dict:
+  """The arms, baseline first and primary last, so that no table depends on how a config happened to order them."""
+  for name, value in (("primary", primary), ("baseline", baseline)):
+    if len(arms) > 1 and value not in arms:
+      raise build.UserError(f"config.{name} = {value!r} is not one of the arms {', '.join(arms)}; name the arm that is "
+                            f"{'the result' if name == 'primary' else 'compared with'}")
+  if len(arms) > 1 and primary == baseline:
+    raise build.UserError(f"config.primary and config.baseline are both {primary!r}; compare two different arms")
+  place = {baseline: 0, primary: 2}
+  return dict(sorted(arms.items(), key=lambda item: place.get(item[0], 1)))
 
 
 def publish(samples: Path, workdir: Path, results: dict, config: dict):
@@ -216,15 +231,14 @@ def means(outcomes: dict) -> dict:
   return {arm: {k: float(np.nanmean(v)) for k, v in o.parts.items()} for arm, o in outcomes.items()}
 
 
-def summarise(outcomes: dict, success: str, spread, seed: int, primary) -> dict:
-  """Rates, paired differences and diversity with intervals; bootstrap clustered by prompt."""
+def summarise(outcomes: dict, success: str, spread, seed: int) -> dict:
+  """Rates, differences from the last arm and diversity against the first; bootstrap clustered by prompt."""
   first = next(iter(outcomes.values()))
   kinds = categories(first.meta)
   right = {n: np.where(np.isnan(o.parts[success]), 0.0, o.parts[success] > 0.5) for n, o in outcomes.items()}
   diverse = {n: spread(o.images, o.meta, right[n] > 0.5) for n, o in outcomes.items()} if spread else {}
   names = list(outcomes)
-  main = primary or names[-1]
-  others = [n for n in names if n != main]
+  main, others = names[-1], names[:-1]
   valid = {n: ~np.isnan(o.parts[success]) for n, o in outcomes.items()}
   return {
     "arms": {n: {**statistics.rates(right[n], kinds, valid=valid[n], seed=seed), "failed": int((~valid[n]).sum()),

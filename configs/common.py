@@ -1,9 +1,10 @@
 """What several configs share: the Scenes generator, its data and its verdict."""
 
-TEXT = {"name": "text", "variant": "scenes"}
 SCENES = {
   "name": "diffusion", "size": 16, "channels": 3, "length": 20, "steps": 8,
-  "net": {"name": "unet", "variant": "scenes"}, "text": TEXT, "process": {"name": "flow", "predict": "x0"},
+  "net": {"name": "unet", "variant": "scenes"}, "text": {"name": "text", "variant": "scenes"},
+  "process": {"name": "flow", "predict": "x0"},
+  "kernel": "flow_sde", "eta": 0.7,  # for rollouts that explore; at eta 0, as in every evaluation, it is the Euler step
 }
 REWARD = {"name": "scenes", "strict": 0.5, "soft": 0.5}
 
@@ -14,6 +15,12 @@ def held_out(count: int = 480, seed: int = 0) -> dict:
 
 
 def probe(every: int, count: int = 60, samples: int = 4) -> dict:
-  """A small held-out evaluation while training."""
+  """A small held-out evaluation while training, on other prompts than the verdict's."""
   return {"every": every, "data": held_out(count, seed=1), "rewards": {"scenes": REWARD}, "success": "scenes/exact",
           "diversity": "scenes", "samples": samples, "batch": 120}
+
+
+def verdict(arms: dict, samples: int = 4, **more) -> dict:
+  """The evaluation of Scenes arms: strict success, and diversity among correct samples."""
+  return {"task": "evaluate", "arms": arms, "data": held_out(), "rewards": {"scenes": REWARD}, "success": "scenes/exact",
+          "diversity": "scenes", "samples": samples, "batch": 120, **more}

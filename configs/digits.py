@@ -53,7 +53,7 @@ def get_config():
       "evaluate": {
         "task": "evaluate", "arms": {"base": "@base", "control": "@control", "aligned": "@aligned"}, "data": prompts,
         "rewards": {"judge": score, "reward": score}, "models": {"judge": "@judge", "reward": "@reward"},
-        "success": "judge/accuracy", "samples": 48, "batch": 480, "diversity": "pixels",
+        "primary": "aligned", "baseline": "base", "success": "judge/accuracy", "samples": 48, "batch": 480, "diversity": "pixels",
       },
     },
   })

@@ -1,8 +1,7 @@
 """Handwritten digits: 1797 real 8x8 grey images that ship inside scikit-learn (UCI optical recognition, test part).
 
 Four disjoint splits, so that the generator, its reward and the verdict never saw the same image. Which image goes where
-is
-decided by a hash of its pixels within its class: balanced, and the same on every machine and version.
+is decided by a hash of its pixels within its class: balanced, and the same on every machine and version.
 """
 import hashlib
 
@@ -26,14 +25,14 @@ def make(split: str = "train", *, paraphrases: bool = False) -> Source:
 
   Args:
     split: train (797 images), reward (400), judge (400), test (200) or all (1797); or "prompts", ten records without
-      media, one a class, to sample from.
+      media, one a class, to sample from; they are one category, so that an interval is over the ten.
     paraphrases: captions come from three templates instead of the first one.
 
   Raises: UserError for an unknown split.
   """
   if split == "prompts":
     return Source(len(WORDS), lambda i: {"label": np.int32(i), "prompt": TEMPLATES[0].format(WORDS[i]),
-                                         "meta": {"category": WORDS[i], "label": i}}, "digits/prompts")
+                                         "meta": {"category": "digits", "label": i}}, "digits/prompts")
   if split not in SPLITS:
     raise UserError(f"split={split!r}: digits has {', '.join(SPLITS)} and prompts; set one of them")
   media, labels, start = *arrays(split), SPLITS[split][0]

@@ -58,10 +58,11 @@ def make(path: str, split: str = "train", *, caption: str | None = "caption", im
 
 def _builder(path):
   if Path(path).is_dir():
-    if not (Path(path) / "dataset_info.json").is_file():
-      raise UserError(f"folder {str(path)!r} holds no prepared data set; give the folder of one version, with its "
-                      "dataset_info.json")
-    return tensorflow_datasets.builder_from_directory(path)
+    found = sorted(Path(path).rglob("dataset_info.json"))
+    if len(found) != 1:
+      raise UserError(f"folder {str(path)!r} holds {len(found) or 'no'} prepared data set{'s' if len(found) > 1 else ''}; "
+                      "give the folder of one version, with its dataset_info.json")
+    return tensorflow_datasets.builder_from_directory(found[0].parent)
   try:
     return tensorflow_datasets.builder(path)
   except tensorflow_datasets.core.DatasetNotFoundError:

@@ -1,0 +1,56 @@
+"""Order, references and resumption of a pipeline; the runs themselves are in quickstart_test and digits_test."""
+import json
+
+import pytest
+
+from align import main, pipeline
+from align.build import UserError
+
+DATA = {"task": "prepare", "dataset": {"name": "scenes", "count": 20}}
+
+
+def test_runs_go_after_what_they_refer_to():
+  runs = {"a": {"start": {"policy": "@z"}}, "b": {"arms": ["@a/export", "plain"]}, "z": {"data": {"path": "x@y"}}}
+  assert pipeline.ordered(runs) == ["z", "a", "b"]
+  assert pipeline.references(runs["b"]) == {"a"}
+
+
+def test_references_become_paths_below_the_workdir(tmp_path):
+  spec = {"start": {"policy": "@base"}, "list": ("@a/b", 3), "mail": "x@y"}
+  assert pipeline.linked(spec, tmp_path) == {"start": {"policy": f"{tmp_path}/base"}, "list": (f"{tmp_path}/a/b", 3),
+                                             "mail": "x@y"}
+
+
+@pytest.mark.parametrize("runs, message", [
+  ({"a": {"start": {"policy": "@bass"}}, "base": {}}, r"config\.runs\.a refers to '@bass'.*nearest: 'base'"),
+  ({"a": {"x": "@b"}, "b": {"x": "@a"}}, "need each other"),
+])
+def test_references_that_cannot_be_are_refused(runs, message):
+  with pytest.raises(UserError, match=message):
+    pipeline.ordered(runs)
+
+
+def test_a_wrong_run_stops_the_pipeline_before_the_first_one(tmp_path):
+  runs = {"a": DATA, "b": {"task": "prepare", "dataset": {"name": "scenes", "cuont": 20}}}
+  with pytest.raises(UserError, match=r"config\.runs\.b\.dataset\.cuont.*nearest: 'count'"):
+    main.run({"task": "pipeline", "runs": runs}, tmp_path / "w")
+  assert not (tmp_path / "w").exists()
+
+
+def test_finished_runs_are_not_repeated_and_an_interrupted_one_is(tmp_path, monkeypatch):
+  calls, broken = [], {"b"}
+
+  def run(spec, workdir):
+    name = workdir.rsplit("/", 1)[1]
+    calls.append(name)
+    if name in broken:
+      raise KeyboardInterrupt
+  monkeypatch.setattr(main, "run", run)  # the runs are not what is tested here
+  runs = {"a": DATA, "b": DATA, "c": DATA}
+  with pytest.raises(KeyboardInterrupt):
+    pipeline.pipeline(tmp_path, runs=runs)
+  broken.clear()
+  stages = pipeline.pipeline(tmp_path, runs=runs)["stages"]
+  assert calls == ["a", "b", "b", "c"]
+  assert [s["name"] for s in stages] == ["a", "b", "c"]
+  assert json.loads((tmp_path / "b/stage.json").read_text())["done"]
