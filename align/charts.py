@@ -1,7 +1,7 @@
 """Inline SVG charts for the report: small line charts with direct labels, and intervals by category.
 
-Colours are CSS variables of the page (`--arm-0`, `--ink`, `--rule` ...), so that a chart follows the light or dark scheme
-of its reader. Every text is escaped here. Left out: log axes, legends, interaction.
+Colours are CSS variables of the page (`--arm-0`, `--ink`, `--rule` ...), so that a chart follows the light or dark
+scheme of its reader. Every text is escaped here. Left out: log axes, legends, interaction.
 """
 import html
 import math

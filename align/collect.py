@@ -1,7 +1,7 @@
 """Sample, judge, sift, write: preference pairs from a generator and a reward.
 
-Every prompt gets `samples` images; the best and the worst by score make a pair, which is dropped unless it differs by more
-than `margin`. Ranking by a pairwise judge before the points are left to the judge that can do it.
+Every prompt gets `samples` images; the best and the worst by score make a pair, which is dropped unless it differs by
+more than `margin`. Ranking by a pairwise judge before the points are left to the judge that can do it.
 """
 import json
 from pathlib import Path
@@ -35,7 +35,8 @@ def collect(workdir: str, *, model: str, data: dict, rewards: dict, score: str, 
     raise build.UserError(f"config.score = {score!r} is not one of the scores {', '.join(values)}; choose one of them")
   kept = list(sift(images, records, values[score], margin, seed, score))
   if not kept:
-    raise build.UserError(f"none of {len(records)} prompts gave a pair that differs by more than margin = {margin} in {score}; "
+    raise build.UserError(f"none of {len(records)} prompts gave a pair that differs by more than margin = {margin} in "
+                          f"{score}; "
                           "sample more images a prompt, or lower the margin")
   pairs.write(workdir / "pairs", kept)
   results = {"prompts": len(records), "pairs": len(kept), "failed_scores": int(np.isnan(values[score]).sum()),
@@ -50,8 +51,9 @@ def sift(images, records, scores, margin, seed, judge):
     valid = np.flatnonzero(~np.isnan(scores[p]))
     if len(valid) < 2:
       continue
-    w, l = valid[scores[p, valid].argmax()], valid[scores[p, valid].argmin()]
-    if scores[p, w] - scores[p, l] > margin:
-      yield {"prompt": record["prompt"], "win": images[p, w], "lose": images[p, l], "score_win": scores[p, w],
-             "score_lose": scores[p, l], "judge": judge, "seed": seed, "prompt_id": p, "sample_win": w, "sample_lose": l,
+    win, lose = valid[scores[p, valid].argmax()], valid[scores[p, valid].argmin()]
+    if scores[p, win] - scores[p, lose] > margin:
+      yield {"prompt": record["prompt"], "win": images[p, win], "lose": images[p, lose], "score_win": scores[p, win],
+             "score_lose": scores[p, lose], "judge": judge, "seed": seed, "prompt_id": p, "sample_win": win,
+             "sample_lose": lose,
              "meta": record.get("meta", {})}

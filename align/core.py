@@ -60,7 +60,7 @@ class Algorithm(NamedTuple):
   """What is learned from what: pure functions, jitted by the loop."""
   rollout: Any        # (params, batch, keys) -> Rollout, or None if offline
   select: Callable    # (params, memory, rollout, scores, batch, key) -> (memory, metrics)
-  draw: Callable      # (memory, step, key) -> batch; step counts the updates of this experience, key is the experience's
+  draw: Callable      # (memory, step, key) -> batch; step counts this experience's updates, key is the experience's
   loss: Callable      # (params, batch, key) -> (loss, metrics)
   nets: Any           # {role: init} networks of its own, such as a value function
   follow: Any         # {role: (source, decay(step), "step" | "experience")}

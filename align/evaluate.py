@@ -1,7 +1,7 @@
 """Fixed prompts and fixed keys -> samples -> every reward -> tables, grids and a report.
 
-Arms that are compared see the same prompts and the same noise (a key depends on the seed, the prompt and the sample), so
-differences are paired. Evaluation samples without noise on the way (eta = 0), whatever the training rollout does.
+Arms that are compared see the same prompts and the same noise (a key depends on the seed, the prompt and the sample),
+so differences are paired. Evaluation samples without noise on the way (eta = 0), whatever the training rollout does.
 """
 import functools
 import importlib.metadata
@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align import build, data as batches, metrics, report, statistics, tree
+from align import build, metrics, report, statistics, tree
+from align import data as batches
 from diffusion import folder
 from diffusion.generator import to_uint8
 from rewards.core import Scores
@@ -53,7 +54,7 @@ def sample_all(policy, view, source, *, samples: int, batch: int, seed: int, ste
   draw, root, out = sampler(policy, steps), jax.random.key(seed), []
   progress = metrics.Progress(math.ceil(total / batch), title=title)
   for first in range(0, total, batch):
-    index = np.minimum(np.arange(first, first + batch), total - 1)          # the last batch is padded, one shape for all
+    index = np.minimum(np.arange(first, first + batch), total - 1)  # the last batch is padded: one shape for all
     prompt, sample = index // samples, index % samples
     keys = jax.vmap(lambda p, s: jax.random.fold_in(jax.random.fold_in(root, p), s))(prompt, sample)
     cond = policy.prepare({"prompt": [records[p]["prompt"] for p in prompt]})["cond"]
@@ -82,7 +83,8 @@ def scored(reward, score, view, flat, records, n, rows, batch, seed) -> dict:
   mine = [records[i // n] for i in index]
   numbers = {k: np.stack([r[k] for r in mine]) for k in mine[0] if k not in ("prompt", "meta", "media")}
   ids = {"prompt_id": (index // n).astype(np.int32), "sample_id": (index % n).astype(np.int32)}
-  whole = reward.prepare({"prompt": [r["prompt"] for r in mine], "meta": [r.get("meta", {}) for r in mine], **numbers, **ids})
+  texts = {"prompt": [r["prompt"] for r in mine], "meta": [r.get("meta", {}) for r in mine]}
+  whole = reward.prepare({**texts, **numbers, **ids})
   passed = whole if reward.where == "host" else batches.numeric(whole)[0]
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
   result = score(view, passed, flat[index].astype(np.float32) / 255, keys)
@@ -96,7 +98,8 @@ def load_rewards(rewards: dict, models: dict, seed: int) -> dict:
   """{name: component} -> {name: (reward, view)}, with the trained weights that models = {name: workdir} points to."""
   unknown = sorted(set(models or {}) - set(rewards))
   if unknown:
-    raise build.UserError(f"config.models.{unknown[0]} names no reward; the rewards are {', '.join(rewards)}; rename it")
+    raise build.UserError(f"config.models.{unknown[0]} names no reward; the rewards are {', '.join(rewards)}; rename "
+                          "it")
   out = {}
   for name, spec in rewards.items():
     reward = build.build("rewards", spec)
@@ -109,7 +112,8 @@ def load_rewards(rewards: dict, models: dict, seed: int) -> dict:
 
 
 def probe(policy, seed: int, *, every: int, data: dict, rewards: dict, models: dict = None, samples: int = 4,
-          batch: int = 96, steps: int = None, diversity: dict = None, success: str = None, role: str = None, show: int = 8):
+          batch: int = 96, steps: int = None, diversity: dict = None, success: str = None, role: str = None,
+          show: int = 8):
   """(params) -> (scalars, images): a small held-out evaluation with fixed keys, for curves, each `every` updates."""
   source, judges = build.build("align.datasets", data), load_rewards(rewards, models, seed)
   spread = build.build("rewards.diversity", diversity).measure if diversity else None
@@ -128,20 +132,21 @@ def probe(policy, seed: int, *, every: int, data: dict, rewards: dict, models: d
   return measure
 
 
-# --- the task ----------------------------------------------------------------------------------------------------------
+# --- the task --------------------------------------------------------------------------------------------------------
 
 
-def evaluate(workdir: str, *, arms: dict, data: dict, rewards: dict, success: str, models: dict = None, samples: int = 4,
-             batch: int = 96, steps: int = None, diversity: dict = None, seed: int = 0, title: str = "Evaluation",
-             curves: dict = None, targets: dict = None, primary: str = None, baseline: str = None) -> dict:
+def evaluate(workdir: str, *, arms: dict, data: dict, rewards: dict, success: str, models: dict = None,
+             samples: int = 4, batch: int = 96, steps: int = None, diversity: dict = None, seed: int = 0,
+             title: str = "Evaluation", curves: dict = None, targets: dict = None, primary: str = None,
+             baseline: str = None) -> dict:
   """Compares arms {name: model folder or workdir} on held-out prompts and writes results.json and report.html.
 
   Args:
-    rewards: {name: component}. models: {name: workdir of a trained one}. success: "name/part" whose value above 0.5 counts
-      as correct. steps: sampling steps, None for the policy's own. diversity: a component of rewards/diversity.py.
-    primary: the arm that is compared with all others. baseline: the arm whose diversity it is measured against. Both are
-      needed where there are several arms.
-    targets: {"gain over ARM" or "diversity ratio": at least}. curves: {arm: workdir} whose held-out curves are drawn.
+    rewards: {name: component}. models: {name: workdir of a trained one}. success: "name/part", above 0.5 is correct.
+    steps: sampling steps, None for the policy's own. diversity: a component of rewards/diversity.py.
+    primary: the arm that is compared with all others. baseline: the arm whose diversity it is measured against. Both
+      are needed where there are several arms.
+    targets: {"gain over ARM" or "diversity ratio": at least}. curves: {arm: workdir} whose curves are drawn.
   """
   arms = arranged(arms, primary, baseline)
   source, judges = build.build("align.datasets", data), load_rewards(rewards, models, seed)
@@ -156,12 +161,13 @@ def evaluate(workdir: str, *, arms: dict, data: dict, rewards: dict, success: st
     images, records = sample_all(policy, view, source, samples=samples, batch=batch, seed=seed, steps=steps, title=name)
     values = judge(judges, images, records, batch=batch, seed=seed)
     if success not in values:
-      raise build.UserError(f"config.success = {success!r} is not one of the scores {', '.join(values)}; choose one of them")
+      raise build.UserError(f"config.success = {success!r} is not one of the scores {', '.join(values)}; choose one "
+                            "of them")
     outcomes[name] = Outcome(images, values, [r["prompt"] for r in records], [r.get("meta", {}) for r in records])
     seconds[name] = time.monotonic() - began
   results = summarise(outcomes, success, spread, seed)
-  results.update(title=title, targets=judged(results, targets or {}), evaluation_seconds=seconds, scores=means(outcomes),
-                 versions=versions())
+  results.update(title=title, targets=judged(results, targets or {}), evaluation_seconds=seconds,
+                 scores=means(outcomes), versions=versions())
   results["curves"] = curves or {}
   store_samples(Path(workdir), outcomes, success)
   publish(Path(workdir), Path(workdir), results, {})
@@ -181,7 +187,7 @@ def arranged(arms: dict, primary: str | None, baseline: str | None) -> dict:
 
 
 def publish(samples: Path, workdir: Path, results: dict, config: dict):
-  """Writes results.json and report.html into `workdir` from the samples that an evaluation left; returns the report's path."""
+  """Writes results.json and report.html into `workdir` from what an evaluation left in `samples`; returns the path."""
   arms, first = {}, None
   for name in results["arms"]:
     with np.load(samples / f"samples_{name}.npz") as saved:
@@ -223,8 +229,11 @@ def judged(results: dict, targets: dict) -> list:
   return [{"name": name, "value": known[name], "at_least": bound} for name, bound in targets.items()]
 
 
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
 def versions() -> dict:
-  return {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")}
+  return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def means(outcomes: dict) -> dict:
@@ -243,8 +252,8 @@ def summarise(outcomes: dict, success: str, spread, seed: int) -> dict:
   return {
     "arms": {n: {**statistics.rates(right[n], kinds, valid=valid[n], seed=seed), "failed": int((~valid[n]).sum()),
                  **({"diversity": statistics.mean(diverse[n], seed=seed)} if spread else {})} for n in names},
-    "differences": {f"{main} - {n}": statistics.paired(right[main], right[n], kinds, valid=valid[main] & valid[n], seed=seed)
-                    for n in others},
+    "differences": {f"{main} - {n}": statistics.paired(right[main], right[n], kinds, valid=valid[main] & valid[n],
+                                                       seed=seed) for n in others},
     **({"diversity_ratio": statistics.ratio(diverse[main], diverse[names[0]], seed=seed)} if spread and others else {}),
     "primary": main, "seed": seed, "success": success, "prompts": len(kinds), "samples": int(right[names[0]].shape[1]),
   }

@@ -53,8 +53,7 @@ def signals():
 
 
 def stop_requested(step: int = 0) -> bool:
-  """Whether any process was asked to stop before or at this step. Every process must call it at the same step: with several, it is a
-  collective."""
+  """Whether any process was asked to stop before or at this step; a collective, which every process must call."""
   if fault("stop", step):
     signal.raise_signal(signal.SIGTERM)
   if jax.process_count() == 1:
@@ -117,7 +116,8 @@ def on_policy(gap: float, limit: float, step: int = 0) -> float:
   """
   gap = float(gap)
   if gap == float("inf"):
-    raise UserError(f"step {step}: no step of the rollout has a density, so there is no ratio to train on; the kernel must be a "
+    raise UserError(f"step {step}: no step of the rollout has a density, so there is no ratio to train on; the kernel "
+                    "must be a "
                     "noisy one (ddim, flow_sde, dance_sde, cps) with eta above 0: set policy.kernel and algorithm.eta")
   if not gap <= limit:
     raise UserError(f"step {step}: |log ratio| of the policy to its own rollout is {gap:.3g}, at most {limit:.3g} is "

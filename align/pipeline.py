@@ -1,8 +1,8 @@
 """Several runs, each starting from what an earlier one left; resumable at every update of every run.
 
-`runs` is {name: config}; a string "@name" or "@name/path" inside a config means the workdir of another run, which then goes
-first (runs that need nothing of each other go by name). All configs are checked before the first one starts. Runs share this process, so a program that two of them need is
-compiled once.
+`runs` is {name: config}; a string "@name" or "@name/path" inside a config means the workdir of another run, which then
+goes first (runs that need nothing of each other go by name). All configs are checked before the first one starts. Runs
+share this process, so a program that two of them need is compiled once.
 """
 import graphlib
 import importlib
@@ -42,7 +42,8 @@ def function(spec: dict, name: str):
   """The task function that a run's options are checked against."""
   task = spec.get("task", "train")
   if task not in build.TASKS:
-    raise build.UserError(f"config.runs.{name}.task = {task!r} is not one of {', '.join(build.TASKS)}; choose one of them")
+    raise build.UserError(f"config.runs.{name}.task = {task!r} is not one of {', '.join(build.TASKS)}; choose one of "
+                          "them")
   return getattr(importlib.import_module(f"align.{task}"), task)
 
 
@@ -52,12 +53,14 @@ def ordered(runs: dict) -> list:
   for name, wanted in needs.items():
     missing = sorted(wanted - set(runs))
     if missing:
-      raise build.UserError(f"config.runs.{name} refers to '@{missing[0]}', but the runs are {', '.join(runs)}; name one of them"
+      raise build.UserError(f"config.runs.{name} refers to '@{missing[0]}', but the runs are {', '.join(runs)}; name "
+                            "one of them"
                             + build.nearest(missing[0], runs))
   try:
     return list(graphlib.TopologicalSorter({name: sorted(needs[name]) for name in sorted(runs)}).static_order())
   except graphlib.CycleError as error:
-    raise build.UserError(f"config.runs: {' -> '.join(error.args[1])} need each other; a run can only start from what another "
+    raise build.UserError(f"config.runs: {' -> '.join(error.args[1])} need each other; a run can only start from what "
+                          "another "
                           "one left, remove a reference") from None
 
 

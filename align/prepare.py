@@ -14,7 +14,7 @@ def run(config: dict, workdir: str) -> dict:
 
 
 def prepare(workdir: str, *, dataset: dict, seed: int = 0) -> dict:
-  """Writes the data set (a function of this module) below `workdir`, which any reader's `data_dir` or `path` then takes."""
+  """Writes the data set (a function of this module) below `workdir`, which a reader's `data_dir` or `path` takes."""
   return {"path": build.build("align.prepare", dataset)(workdir, seed=seed)}
 
 

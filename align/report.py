@@ -27,7 +27,8 @@ def write(workdir: Any, results: dict, *, arms: dict, prompts: Sequence[str], ca
     results: what `results.json` holds. Only `arms` and its `overall` must be there; a part of the page whose entry is
       missing is left out:
       {"arms": {arm: {"overall": entry, "categories": {name: entry},      # entries of statistics.rates
-                      "diversity": {"value", "interval"}, "soft": float, "steps": int}},
+                      "diversity": {"value", "interval"}}},
+       "scores": {arm: {"reward/part": mean}},
        "differences": {"aligned - base": {"overall": gain, "categories": {name: gain}}},   # statistics.paired
        "diversity_ratio": {"value", "interval", "prompts"},               # primary arm over base, statistics.ratio
        "targets": [{"name": str, "value": float or None, "at_least" or "at_most": float}],    # "met" is added here
@@ -53,7 +54,7 @@ def write(workdir: Any, results: dict, *, arms: dict, prompts: Sequence[str], ca
   for name, arm in arms.items():
     grid = page.png(page.sheet(arm["images"][chosen, :per_prompt]))
     atomic(workdir / "images" / (re.sub(r"[^A-Za-z0-9_-]+", "_", name) + ".png"), grid)
-  text = json.dumps(results, indent=2, sort_keys=True, allow_nan=False) + "\n"
+  text = json.dumps(results, indent=2, allow_nan=False) + "\n"
   atomic(workdir / "results.json", text.encode())
   body = sections(workdir.resolve().name, results, arms, prompts, categories, curves, config, chosen, per_prompt)
   atomic(workdir / "report.html", page.document(f"{workdir.resolve().name}: report", "\n".join(body)).encode())
@@ -183,14 +184,18 @@ def by_category(results: dict, main: str, colours: dict) -> str:
 
 
 def by_arm(results: dict) -> str:
-  """What every arm cost and kept."""
-  head, rows = ["", "success rate", "soft score", "diversity", "updates"], []
+  """What every arm reached in each score, and kept."""
+  scores = results.get("scores", {})
+  names = list(dict.fromkeys(name for found in scores.values() for name in found))
+  rows = []
   for name, arm in results["arms"].items():
     diversity = arm.get("diversity") or {"value": None, "interval": None}
-    rows.append([esc(name), rate_cell(arm["overall"]), number(arm.get("soft")),
+    rows.append([esc(name), rate_cell(arm["overall"]),
                  f"{number(diversity['value'])}<small>{span(diversity['interval'], number)}</small>",
-                 f"{arm['steps']:,}" if arm.get("steps") is not None else "–"])
-  return page.section("Arms", "Diversity is measured within a prompt, among correct samples.", page.table(head, rows))
+                 *(number(scores.get(name, {}).get(score)) for score in names)])
+  head = ["", "success rate", "diversity", *map(esc, names)]
+  return page.section("Arms", "Diversity is measured within a prompt; the other columns are means of every score.",
+                      page.table(head, rows))
 
 
 def stages(results: dict) -> str:
@@ -285,7 +290,8 @@ def formatted(value: Any, depth: int = 0) -> str:
   """Nested mappings and lists of mappings as indented `name: value` lines."""
   pad = "  " * depth
   if isinstance(value, Mapping) and value:
-    return "\n".join(f"{pad}{k}:\n{formatted(v, depth + 1)}" if deep(v) else f"{pad}{k}: {v!r}" for k, v in value.items())
+    return "\n".join(f"{pad}{k}:\n{formatted(v, depth + 1)}" if deep(v) else f"{pad}{k}: {v!r}"
+                     for k, v in value.items())
   if deep(value):
     return "\n".join(f"{pad}-\n{formatted(v, depth + 1)}" if deep(v) else f"{pad}- {v!r}" for v in value)
   return f"{pad}{value!r}"
@@ -302,10 +308,12 @@ def checked(name: str, arm: dict, prompts: int) -> dict:
   """An arm with arrays in it, refused where they do not match."""
   images = np.asarray(arm["images"])
   if images.dtype != np.uint8 or images.ndim not in (5, 6) or images.shape[-1] not in (1, 3):
-    raise ValueError(f"images of {name}: {images.dtype} {images.shape}; they must be uint8 [P n H W C] or [P n F H W C] "
+    raise ValueError(f"images of {name}: {images.dtype} {images.shape}; they must be uint8 [P n H W C] or [P n F H W "
+                     "C] "
                      "with C 1 or 3: multiply media in [0, 1] by 255, round, and group them by prompt")
   if len(images) != prompts:
-    raise ValueError(f"images of {name}: {len(images)} prompts, but {prompts} texts; there must be one row of samples a "
+    raise ValueError(f"images of {name}: {len(images)} prompts, but {prompts} texts; there must be one row of samples "
+                     "a "
                      "prompt: pass the prompts that were sampled")
   if "success" not in arm:
     return {"images": images}

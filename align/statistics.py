@@ -1,7 +1,8 @@
 """Success rates, paired gains and ratios with intervals that respect how the samples were drawn.
 
 The images of one prompt share its difficulty, so prompts and not images are what is resampled: a percentile bootstrap
-clustered by prompt, within each category (Efron & Tibshirani 1993, chapters 8 and 13), seeded. Overall is the unweighted
+clustered by prompt, within each category (Efron & Tibshirani 1993, chapters 8 and 13), seeded. Overall is the
+unweighted
 mean over categories, as in GenEval (arXiv:2310.11513), and its interval is that of the same stratified resamples.
 Seeds of training are few and independent: Student's t.
 

@@ -1,7 +1,7 @@
 """The loop: build, place, restore, then experiences of (prompts, rollout, decode, score, select) and their updates.
 
-Everything that varies (policy, algorithm, reward, data) arrives as pure functions; nothing below knows which one it runs.
-Offline methods are the case without a rollout, training a reward is the case without a policy.
+Everything that varies (policy, algorithm, reward, data) arrives as pure functions; nothing below knows which one it
+runs. Offline methods are the case without a rollout, training a reward is the case without a policy.
 """
 import functools
 import json
@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from align import build, checkpoint, data as batches, evaluate as evaluation, guard, lora as adapters, metrics, shard, tree
+from align import build, checkpoint, guard, metrics, shard, tree
+from align import data as batches
+from align import evaluate as evaluation
+from align import lora as adapters
 from align.algorithms.base import sample_keys
 from align.core import State
 from diffusion import folder
@@ -115,10 +118,11 @@ def load_start(roles: dict, start: dict, trained: str, follow: dict) -> dict:
 
 def begin(parts: Parts, where: Place, seed: int, start: dict) -> dict:
   """Parameters of every role, on their shards."""
+  create = functools.partial(initial, parts, where.trained)
   if not start:
-    roles = jax.jit(functools.partial(initial, parts, where.trained), out_shardings=where.shardings)(jax.random.key(seed))
+    roles = jax.jit(create, out_shardings=where.shardings)(jax.random.key(seed))
     return jax.tree.map(jnp.copy, roles)
-  roles = jax.jit(functools.partial(initial, parts, where.trained))(jax.random.key(seed))
+  roles = jax.jit(create)(jax.random.key(seed))
   roles = load_start(jax.tree.map(np.asarray, roles), start, where.trained, parts.algorithm.follow)
   return shard.put(roles, where.shardings)
 
@@ -203,6 +207,9 @@ def compile_(parts: Parts, where: Place, micro: int) -> Compiled:
     memory, out = method.select({**frozen, **state.params}, state.memory, rollout, scores, batch, key)
     return memory, out
 
+  def follow(state):
+    return state._replace(params=followed(state.params, method.follow, "experience", state.step))
+
   score = None
   if reward:
     plain = lambda params, batch, media, keys: reward.score(tree.view(params, "reward"), batch, media, keys)
@@ -210,8 +217,7 @@ def compile_(parts: Parts, where: Place, micro: int) -> Compiled:
   decode = jax.jit(lambda params, x: policy.decode(tree.view(params, "policy"), x, None)) if policy else None
   return Compiled(jax.jit(embed), method.rollout and jax.jit(method.rollout), decode, score, jax.jit(select),
                   jax.jit(update, donate_argnums=0),
-                  jax.jit(lambda state: state._replace(params=followed(state.params, method.follow, "experience", state.step)),
-                          donate_argnums=0))
+                  jax.jit(follow, donate_argnums=0))
 
 
 def prepared(parts: Parts, batch: dict) -> tuple[dict, dict]:
@@ -254,20 +260,22 @@ def scored(parts: Parts, do: Compiled, params, host, arrays, media, keys, step):
 
 
 def train(workdir: str, *, steps: int, data: dict, algorithm: dict, policy: dict = None, reward: dict = None,
-          optim: dict = None, batch: int = 8, group: int = 1, micro: int = 1, drop: float = 0.0, trained: str = "^policy/",
-          lora: dict = None, start: dict = None, seed: int = 0, mesh: dict = None, log_every: int = 10,
-          save_every: int = 500, keep: int = 2, evaluate: dict = None, patience: int = 5, export: str = None) -> dict:
+          optim: dict = None, batch: int = 8, group: int = 1, micro: int = 1, drop: float = 0.0,
+          trained: str = "^policy/", lora: dict = None, start: dict = None, seed: int = 0, mesh: dict = None,
+          log_every: int = 10, save_every: int = 500, keep: int = 2, evaluate: dict = None, patience: int = 5,
+          export: str = None) -> dict:
   """Runs `steps` updates and exports the result; called again with the same workdir it continues.
 
   Args:
-    batch: prompts (records) of an experience over all hosts; each is repeated `group` times. micro: pieces a minibatch is
-      accumulated from. drop: share of captions replaced by "" (for guidance). trained: regex over "role/leaf".
+    batch: prompts (records) of an experience over all hosts; each is repeated `group` times. micro: pieces a minibatch
+      is accumulated from. drop: share of captions replaced by "" (for guidance). trained: regex over "role/leaf".
     lora: None, or options of align.lora.wrap. start: weights to begin from, {role: workdir, folder or shipped name}.
-    evaluate: None, or {"every": updates, ...options of evaluate.probe}. patience: non-finite updates in a row that stop the
-      run. export: the role that is exported, by default `ema` where there is one.
+    evaluate: None, or {"every": updates, ...options of evaluate.probe}. patience: non-finite updates in a row that
+      stop the run. export: the role that is exported, by default `ema` where there is one.
   """
   workdir, evaluate = Path(workdir), dict(evaluate or {})
-  parts = assemble(seed, policy, lora, algorithm, reward, data, optim or {"name": "adamw"}, mesh or {}, evaluate, steps, group)
+  parts = assemble(seed, policy, lora, algorithm, reward, data, optim or {"name": "adamw"}, mesh or {}, evaluate, steps,
+                   group)
   where = place(parts, trained)
   do = compile_(parts, where, micro)
   stream = batches.batches(parts.source, batch, group=group, seed=seed, drop=drop)
@@ -296,7 +304,8 @@ def check_micro(parts: Parts, memory, micro: int) -> int:
   samples = jax.tree.leaves(drawn)[0].shape[0]
   if micro < 1 or samples % micro:
     near = [n for n in range(1, samples + 1) if samples % n == 0]
-    raise build.UserError(f"config.micro = {micro} does not divide the {samples} samples of an update; it may be one of "
+    raise build.UserError(f"config.micro = {micro} does not divide the {samples} samples of an update; it may be one "
+                          "of "
                           f"{', '.join(map(str, near))}; change it, config.batch or config.group")
   return samples
 
@@ -315,7 +324,8 @@ def empty_memory(parts: Parts, stream, state, frozen):
       scores = evaluation.blank_scores(rollout.output.shape[0])
     return parts.algorithm.select(params, (), rollout, scores, seen, key)[0]
   shapes = jax.eval_shape(traced, {**frozen, **state.params}, shard.put_batch(arrays, parts.mesh))
-  return jax.tree.map(lambda s: shard.place(np.zeros(s.shape, s.dtype), shard.batch_or_copy(s.shape, parts.mesh)), shapes)
+  zeros = lambda s: shard.place(np.zeros(s.shape, s.dtype), shard.batch_or_copy(s.shape, parts.mesh))
+  return jax.tree.map(zeros, shapes)
 
 
 def resume(saved, parts: Parts, stream, moving, frozen, where: Place) -> State:
@@ -345,7 +355,7 @@ class Watch(NamedTuple):
 
 
 def loop(parts: Parts, do: Compiled, stream, state: State, frozen: dict, watch: Watch, root, steps: int) -> State:
-  """Experiences and their updates until `steps`. The metrics of an update are read after the next one was dispatched."""
+  """Experiences and their updates until `steps`. An update's metrics are read after the next one was dispatched."""
   updates, step, pending = parts.algorithm.updates, int(state.step), None
   last = step
   if watch.every and step == 0:
@@ -431,8 +441,9 @@ def plan(config: dict) -> str:
   """What --print shows: the resolved config, the parameter table and the batch arithmetic; nothing is allocated."""
   options = {k: v for k, v in config.items() if k != "task"}
   pick = lambda k, default: options.get(k) or default
-  parts = assemble(pick("seed", 0), options.get("policy"), options.get("lora"), options["algorithm"], options.get("reward"),
-                   options["data"], pick("optim", {"name": "adamw"}), pick("mesh", {}), {}, options["steps"], options["group"])
+  parts = assemble(pick("seed", 0), options.get("policy"), options.get("lora"), options["algorithm"],
+                   options.get("reward"), options["data"], pick("optim", {"name": "adamw"}), pick("mesh", {}), {},
+                   options["steps"], options["group"])
   where = place(parts, options["trained"])
   specs = tree.flatten(where.shardings)
   rows = [("parameter", "shape", "dtype", "sharding", "trained")]
@@ -440,7 +451,8 @@ def plan(config: dict) -> str:
             "yes" if re.search(where.trained, name) else "") for name, leaf in tree.flatten(where.shapes).items()]
   chosen, _ = tree.partition(where.shapes, where.trained)
   updates, samples = parts.algorithm.updates, options["batch"] * options["group"]
-  arithmetic = (f"{options['batch']} prompts x {options['group']} samples = {samples} samples an experience; {updates} updates "
+  arithmetic = (f"{options['batch']} prompts x {options['group']} samples = {samples} samples an experience; "
+                f"{updates} updates "
                 f"an experience, each in {options['micro']} pieces; {options['steps']} updates in all = "
                 f"{-(-options['steps'] // updates)} experiences = {-(-options['steps'] // updates) * samples} samples")
   return "\n\n".join([json.dumps(config, indent=1, default=str), build.table(rows),

@@ -22,5 +22,5 @@ def probe(every: int, count: int = 60, samples: int = 4) -> dict:
 
 def verdict(arms: dict, samples: int = 4, **more) -> dict:
   """The evaluation of Scenes arms: strict success, and diversity among correct samples."""
-  return {"task": "evaluate", "arms": arms, "data": held_out(), "rewards": {"scenes": REWARD}, "success": "scenes/exact",
-          "diversity": "scenes", "samples": samples, "batch": 120, **more}
+  return {"task": "evaluate", "arms": arms, "data": held_out(), "rewards": {"scenes": REWARD},
+          "success": "scenes/exact", "diversity": "scenes", "samples": samples, "batch": 120, **more}

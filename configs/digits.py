@@ -4,8 +4,8 @@
 
 Hardware: two CPU cores, about two minutes. scikit-learn's bundled 8x8 digits, captions such as "a handwritten seven".
 The reward is a small CNN's probability of the asked digit, the verdict that of another CNN trained on other images.
-Your own data: set runs.base.data to {"name": "folder", "path": ...} (images with .txt captions) or {"name": "jsonl", ...}, and
-runs.aligned.data to {"name": "prompts", "path": ...}.
+Your own data: set runs.base.data to {"name": "folder", "path": ...} (images with .txt captions) or {"name": "jsonl",
+...}, and runs.aligned.data to {"name": "prompts", "path": ...}.
 """
 import ml_collections
 
@@ -53,7 +53,8 @@ def get_config():
       "evaluate": {
         "task": "evaluate", "arms": {"base": "@base", "control": "@control", "aligned": "@aligned"}, "data": prompts,
         "rewards": {"judge": score, "reward": score}, "models": {"judge": "@judge", "reward": "@reward"},
-        "primary": "aligned", "baseline": "base", "success": "judge/accuracy", "samples": 48, "batch": 480, "diversity": "pixels",
+        "primary": "aligned", "baseline": "base", "success": "judge/accuracy", "samples": 48, "batch": 480,
+        "diversity": "pixels",
       },
     },
   })

@@ -67,7 +67,8 @@ def init(key: Any, tree: Mapping, rank: int, targets: str = r"kernel$", stacked:
 def apply(params: Mapping, lora: Mapping, scale: Any) -> dict:
   """Parameters with W + scale * A B where `lora` has adapters, in float32, then in W's type; other leaves are shared.
 
-  Folding adapters in for good is the same function. Raises ValueError for an adapter without a kernel or of other sides.
+  Folding adapters in for good is the same function. Raises ValueError for an adapter without a kernel or of other
+  sides.
   """
   return adapted(params, lora, scale, "")
 

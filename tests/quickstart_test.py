@@ -1,4 +1,4 @@
-"""The main job at a reduced size, run as a new user would: a command, from a fresh directory, in a process of its own."""
+"""The main job at a reduced size, as a new user runs it: a command, from a fresh directory, in its own process."""
 import json
 import os
 import re
@@ -32,7 +32,8 @@ def command(*arguments, where):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   where = tmp_path_factory.mktemp("fresh")
-  code, said = command("align.main", "--config=configs/quickstart.py", "--workdir=runs/quickstart", *SMALLER, where=where)
+  code, said = command("align.main", "--config=configs/quickstart.py", "--workdir=runs/quickstart", *SMALLER,
+                       where=where)
   assert code == 0, said
   return where / "runs/quickstart", said
 
@@ -45,7 +46,7 @@ def test_it_says_where_the_report_is(finished):
 
 def test_results(finished):
   results = json.loads((finished[0] / "results.json").read_text())
-  assert list(results["arms"]) == ["aligned", "base", "control"]  # keys are sorted in the file
+  assert list(results["arms"]) == ["base", "control", "aligned"]
   for arm in results["arms"].values():
     assert set(arm["categories"]) == {"single", "count", "color", "two", "position", "attribution"}
     assert arm["overall"]["count"] == 24 and 0 <= arm["overall"]["successes"] <= 24

@@ -60,7 +60,8 @@ def _builder(path):
   if Path(path).is_dir():
     found = sorted(Path(path).rglob("dataset_info.json"))
     if len(found) != 1:
-      raise UserError(f"folder {str(path)!r} holds {len(found) or 'no'} prepared data set{'s' if len(found) > 1 else ''}; "
+      raise UserError(f"folder {str(path)!r} holds {len(found) or 'no'} prepared data "
+                      f"set{'s' if len(found) > 1 else ''}; "
                       "give the folder of one version, with its dataset_info.json")
     return tensorflow_datasets.builder_from_directory(found[0].parent)
   try:

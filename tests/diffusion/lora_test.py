@@ -74,7 +74,8 @@ def test_gradient_reaches_both_factors_of_a_real_network():
   params = jax.jit(net.init)(KEY, *args)["params"]
   params = jax.tree.map(lambda a: a + 0.1, params)
   adapters = filled(lora.init(KEY, params, 2, r"_qkv/[qv]/kernel"))
-  assert set(adapters) == {"blocks", "last_block"} and adapters["blocks"]["x_qkv"]["q"]["kernel"]["a"].shape == (2, 16, 2)
+  assert set(adapters) == {"blocks", "last_block"}
+  assert adapters["blocks"]["x_qkv"]["q"]["kernel"]["a"].shape == (2, 16, 2)
   grads = jax.jit(jax.grad(lambda a: (net.apply({"params": lora.apply(params, a, 1.0)}, *args) ** 2).sum()))(adapters)
   assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(grads))
 

@@ -69,7 +69,7 @@ def test_positions_are_cropped_from_the_middle():
 
 
 def test_patches_go_back_where_they_came_from():
-  """With input and output maps that are the identity and no blocks' effect, only the norm is between x and the output."""
+  """With identity maps at both ends and no effect of the blocks, only the norm is between x and the output."""
   net = mmdit.make("tiny", width=16, channels=4, depth=1, table=4, base=4)
   x, t, context, mask, pooled = inputs(channels=4)
   params = jax.jit(net.init)(jax.random.key(0), x, t, context, mask, pooled)

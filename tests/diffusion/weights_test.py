@@ -12,7 +12,8 @@ from diffusion import weights
 
 def tree():
   return {"net": {"down_0": {"kernel": jnp.arange(6.0).reshape(2, 3), "bias": jnp.ones(3, jnp.bfloat16) * 1.5}},
-          "text": {"ids": np.arange(4, dtype=np.int32), "count": np.float32(2), "swapped": np.arange(6).reshape(2, 3).T}}
+          "text": {"ids": np.arange(4, dtype=np.int32), "count": np.float32(2),
+                   "swapped": np.arange(6).reshape(2, 3).T}}
 
 
 def test_round_trip_keeps_values_types_and_shapes(tmp_path):
