@@ -84,6 +84,18 @@ def auto(shape: tuple, mesh: Mesh) -> PartitionSpec:
   return PartitionSpec(*entries)
 
 
+def moments(state: Any, shapes: Any, shardings: Any, mesh: Mesh) -> Any:
+  """Shardings of an optimiser's `state`: those of the parameter whose name and shape a leaf has, else by its shape."""
+  shapes, shardings = trees.flatten(shapes), trees.flatten(shardings)
+
+  def one(path, leaf):
+    name = "/".join(str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey))
+    same = name in shapes and shapes[name].shape == leaf.shape
+    return shardings[name] if same else NamedSharding(mesh, auto(leaf.shape, mesh))
+
+  return jax.tree_util.tree_map_with_path(one, state)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """The leading axis over data and fsdp."""
   return NamedSharding(mesh, PartitionSpec(BATCH))

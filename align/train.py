@@ -98,33 +98,40 @@ def follow_from(roles: dict, follow: dict) -> dict:
   return {**roles, **{role: roles[source] for role, (source, _, _) in follow.items()}}
 
 
-def load_start(roles: dict, start: dict, trained: str, follow: dict) -> dict:
-  """Replaces initial weights by saved ones: {"policy": model, "reward": model, "reward/NAME": model}."""
+def load_start(shapes: dict, start: dict, trained: str) -> dict:
+  """{name: leaf} of what a run begins from: {"policy": model, "reward": model, "reward/NAME": model}."""
+  known, found = tree.flatten(shapes), {}
   for role, model in (start or {}).items():
     target = "base" if role == "policy" else role
-    known = tree.flatten(roles)
     if not any(name.startswith(target + "/") for name in known):
       raise build.UserError(f"config.start.{role}: this run has no parameters called {role!r}; it has "
-                            f"{', '.join(sorted(roles))}")
-    part = role.split("/")[0]
-    inside = functools.reduce(lambda t, k: t[k], target.split("/"), roles)
-    loaded = folder.load(model, part, like=inside)
-    roles = tree.overlay(roles, functools.reduce(lambda t, k: {k: t}, reversed(target.split("/")), loaded))
+                            f"{', '.join(sorted(shapes))}")
+    inside = functools.reduce(lambda t, k: t[k], target.split("/"), shapes)
+    loaded = folder.load(model, role.split("/")[0], like=inside)
+    found |= {f"{target}/{name}": leaf for name, leaf in tree.flatten(loaded).items()}
     if role == "policy":
-      fresh = {k: v for k, v in roles["policy"].items() if k == "lora"}
-      roles["policy"] = {**base_and_policy(loaded, trained)[1], **fresh}
-  return follow_from(roles, follow)
+      own = base_and_policy(loaded, trained)[1]
+      found |= {f"policy/{name}": leaf for name, leaf in tree.flatten(own).items()}
+  return found
 
 
 def begin(parts: Parts, where: Place, seed: int, start: dict) -> dict:
-  """Parameters of every role, on their shards."""
-  create = functools.partial(initial, parts, where.trained)
-  if not start:
-    roles = jax.jit(create, out_shardings=where.shardings)(jax.random.key(seed))
-    return jax.tree.map(jnp.copy, roles)
-  roles = jax.jit(create)(jax.random.key(seed))
-  roles = load_start(jax.tree.map(np.asarray, roles), start, where.trained, parts.algorithm.follow)
-  return shard.put(roles, where.shardings)
+  """Parameters of every role, on their shards. Only what is not loaded is computed and compiled; followers are copies."""
+  loaded = load_start(where.shapes, start, where.trained)
+  places = tree.flatten(where.shardings)
+  copied = {name: source + name[len(role):] for role, (source, _, _) in parts.algorithm.follow.items()
+            for name in places if name.startswith(role + "/")}
+  wanted = [name for name in places if name not in loaded and name not in copied]
+
+  def fresh(key):
+    made = tree.flatten(initial(parts, where.trained, key))
+    return {name: made[name] for name in wanted}
+
+  flat = jax.jit(fresh, out_shardings={name: places[name] for name in wanted})(jax.random.key(seed)) if wanted else {}
+  flat |= {name: shard.place(leaf, places[name]) for name, leaf in loaded.items()}
+  flat |= {name: jnp.copy(flat[source]) for name, source in copied.items()}
+  # base and policy may share an output of the program above, and what is donated must not be shared
+  return jax.tree.map(jnp.copy, tree.unflatten(flat))
 
 
 def changing(parts: Parts, trained: str, roles: dict) -> tuple[dict, dict]:
@@ -192,8 +199,9 @@ class Compiled(NamedTuple):
   follow: Any
 
 
-def compile_(parts: Parts, where: Place, micro: int) -> Compiled:
-  """Every program of the run, each compiled once at its first call."""
+def compile_(parts: Parts, where: Place, micro: int, state: State) -> Compiled:
+  """Every program of the run, each compiled once at its first call: what it returns lies where the state lies now."""
+  laid = jax.tree.map(lambda a: a.sharding, state)
   policy, reward, method = parts.policy, parts.reward, parts.algorithm
   inner = make_train_step(method.loss, parts.optimizer.tx, micro, where.trained, method.follow)
 
@@ -215,9 +223,10 @@ def compile_(parts: Parts, where: Place, micro: int) -> Compiled:
     plain = lambda params, batch, media, keys: reward.score(tree.view(params, "reward"), batch, media, keys)
     score = plain if reward.where == "host" else jax.jit(plain)
   decode = jax.jit(lambda params, x: policy.decode(tree.view(params, "policy"), x, None)) if policy else None
-  return Compiled(jax.jit(embed), method.rollout and jax.jit(method.rollout), decode, score, jax.jit(select),
-                  jax.jit(update, donate_argnums=0),
-                  jax.jit(follow, donate_argnums=0))
+  return Compiled(jax.jit(embed), method.rollout and jax.jit(method.rollout), decode, score,
+                  jax.jit(select, out_shardings=(laid.memory, None)),
+                  jax.jit(update, donate_argnums=0, out_shardings=(laid, None)),
+                  jax.jit(follow, donate_argnums=0, out_shardings=laid))
 
 
 def prepared(parts: Parts, batch: dict) -> tuple[dict, dict]:
@@ -277,13 +286,13 @@ def train(workdir: str, *, steps: int, data: dict, algorithm: dict, policy: dict
   parts = assemble(seed, policy, lora, algorithm, reward, data, optim or {"name": "adamw"}, mesh or {}, evaluate, steps,
                    group)
   where = place(parts, trained)
-  do = compile_(parts, where, micro)
   stream = batches.batches(parts.source, batch, group=group, seed=seed, drop=drop)
   roles = begin(parts, where, seed, start)
   moving, frozen = changing(parts, trained, roles)
   saved = checkpoint.open_(workdir, keep=keep)
   state = resume(saved, parts, stream, moving, frozen, where)
   check_micro(parts, state.memory, micro)
+  do = compile_(parts, where, micro, state)
   first = int(state.step)
   writer, progress = metrics.writer(workdir, resume_step=first), metrics.Progress(steps, initial=first)
   watch = Watch(writer, guard.NonFinite(patience), progress, saved, log_every, save_every, evaluate.get("every", 0))
@@ -331,7 +340,10 @@ def empty_memory(parts: Parts, stream, state, frozen):
 def resume(saved, parts: Parts, stream, moving, frozen, where: Place) -> State:
   """The state to go on from: the newest checkpoint that verifies, or a fresh one."""
   chosen, _ = tree.partition(moving, where.trained)
-  state = State(jnp.zeros((), jnp.int32), moving, jax.jit(parts.optimizer.tx.init)(chosen), ())
+  init = parts.optimizer.tx.init
+  places = shard.moments(jax.eval_shape(init, chosen), where.shapes, where.shardings, parts.mesh)
+  step = shard.place(np.zeros((), np.int32), shard.replicated(parts.mesh))
+  state = State(step, moving, jax.jit(init, out_shardings=places)(chosen), ())
   position = stream.state()
   state = state._replace(memory=empty_memory(parts, stream, state, frozen))
   stream.restore(position)
