@@ -61,7 +61,8 @@ def assemble(seed, policy, lora, algorithm, reward, data, optim, mesh, evaluate,
   length = {} if optim.get("total_steps") else {"total_steps": steps}
   optimizer = build.build("align.optim", optim, **length)
   measure = evaluation.probe(made, seed, **evaluate) if evaluate else None
-  return Parts(made, judge, method, build.build("align.datasets", data), optimizer, shard.mesh(**mesh), measure)
+  source = build.build("align.datasets", data) if data else None
+  return Parts(made, judge, method, source, optimizer, shard.mesh(**mesh), measure)
 
 
 def place(parts: Parts, trained: str) -> Place:
@@ -116,7 +117,7 @@ def load_start(shapes: dict, start: dict, trained: str) -> dict:
 
 
 def begin(parts: Parts, where: Place, seed: int, start: dict) -> dict:
-  """Parameters of every role, on their shards. Only what is not loaded is computed and compiled; followers are copies."""
+  """Parameters of every role, on their shards; only what is not loaded is computed, followers are copies."""
   loaded = load_start(where.shapes, start, where.trained)
   places = tree.flatten(where.shardings)
   copied = {name: source + name[len(role):] for role, (source, _, _) in parts.algorithm.follow.items()
@@ -454,7 +455,7 @@ def plan(config: dict) -> str:
   options = {k: v for k, v in config.items() if k != "task"}
   pick = lambda k, default: options.get(k) or default
   parts = assemble(pick("seed", 0), options.get("policy"), options.get("lora"), options["algorithm"],
-                   options.get("reward"), options["data"], pick("optim", {"name": "adamw"}), pick("mesh", {}), {},
+                   options.get("reward"), None, pick("optim", {"name": "adamw"}), pick("mesh", {}), {},
                    options["steps"], options["group"])
   where = place(parts, options["trained"])
   specs = tree.flatten(where.shardings)

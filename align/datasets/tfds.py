@@ -66,7 +66,7 @@ def _builder(path):
     return tensorflow_datasets.builder_from_directory(found[0].parent)
   try:
     return tensorflow_datasets.builder(path)
-  except tensorflow_datasets.core.DatasetNotFoundError:
+  except (tensorflow_datasets.core.DatasetNotFoundError, ValueError):
     raise UserError(f"data set {path!r} is neither a folder nor a name that tensorflow_datasets knows; prepare it, or "
                     "correct the path") from None
 

@@ -1,0 +1,103 @@
+"""Every algorithm over every kind of policy, through the loop: finite, moves what is trained, resumes bit for bit."""
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from align import build, checkpoint, guard, main, tree
+
+# What an algorithm needs beside the toy policy. The others are told by their signature: a reward makes them on-policy.
+NEEDS = {
+  "sft": {"data": {"name": "toy:data"}}, "dpo": {"data": {"name": "toy:data", "pairs": True}},
+  "grpo": {"algorithm": {"clip": 1.0, "updates": 2}}, "nft": {"algorithm": {"levels": 2, "updates": 2, "old_limit": 0.9}},
+  "refl": {}, "fit": {"policy": None, "trained": "^reward/", "data": {"name": "toy:data"},
+                      "reward": {"name": "classifier", "classes": 8, "size": 4, "channels": 1, "width": 4}},
+}
+POLICIES = {"flow": {"name": "toy:policy"}, "ddpm": {"name": "toy:policy", "kind": "ddpm"}}
+CASES = [(a, p) for a in build.names("align.algorithms") for p in (POLICIES if a != "fit" else {"none": None})]
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch):
+  monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+
+def config(name, kind, **more):
+  """The run of one case: 4 updates, a stop possible after any."""
+  needs = NEEDS[name]
+  is_online = name in ("grpo", "nft")
+  return {
+    "task": "train", "steps": 4, "batch": 8, "group": 4 if is_online else 1, "policy": POLICIES.get(kind),
+    "data": {"name": "toy:data", "media": False}, "log_every": 1, "save_every": 100, "mesh": {"data": 8},
+    "reward": {"name": "toy:reward"} if is_online or name == "refl" else None,
+    "optim": {"name": "adamw", "lr": 3e-3},
+    **needs, "algorithm": {"name": name, **needs.get("algorithm", {})}, **more,
+  }
+
+
+def state_of(workdir):
+  """{step: {leaf: array}} of what a run saved last."""
+  saved = checkpoint.open_(workdir, keep=2)
+  try:
+    step = max(saved.steps())
+    return step, {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(raw(workdir, step))}
+  finally:
+    saved.close()
+
+
+def raw(workdir, step):
+  import orbax.checkpoint as orbax
+  folder = Path(workdir) / "checkpoints" / str(step) / "state"
+  return orbax.PyTreeCheckpointer().restore(os.fspath(folder.resolve()))
+
+
+@pytest.mark.parametrize("name, kind", CASES)
+def test_four_updates_are_two_and_two(name, kind, tmp_path, monkeypatch):
+  """The stop falls between two updates (grpo and nft: after 1, inside an experience), on all 8 devices."""
+  spec, stop = config(name, kind), 1 if name in ("grpo", "nft") else 2
+  main.run(spec, tmp_path / "whole")
+  monkeypatch.setenv("ALIGN_FAULT", f"stop:{stop}:sigterm")
+  with pytest.raises(guard.Stopped):
+    main.run(spec, tmp_path / "parts")
+  monkeypatch.delenv("ALIGN_FAULT")
+  main.run(spec, tmp_path / "parts")
+  (at, whole), (same, parts) = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
+  assert at == same == 4 and whole.keys() == parts.keys()
+  for leaf in whole:
+    np.testing.assert_array_equal(whole[leaf], parts[leaf], err_msg=leaf)
+  rows = [[{k: v for k, v in json.loads(line).items() if k != "time"} for line in open(tmp_path / w / "metrics.jsonl")]
+          for w in ("whole", "parts")]
+  assert rows[0] == rows[1]
+  losses = [row["train/loss"] for row in rows[0] if "train/loss" in row]
+  assert len(losses) == 4 and np.isfinite(losses).all() and not any(row.get("train/skipped") for row in rows[0])
+
+
+@pytest.mark.parametrize("name", [a for a in build.names("align.algorithms") if a != "fit"])
+def test_only_trained_leaves_move(name, tmp_path):
+  """The text embedding is frozen, and one leaf of the network; everything else of the network moves."""
+  trained = r"^policy/net/(in/|out/bias)"
+  main.run(config(name, "flow", trained=trained, steps=2), tmp_path / "run")
+  main.run(config(name, "flow", trained=trained, steps=2, optim={"name": "sgd", "lr": 0.0}), tmp_path / "still")
+  after, before = (exported(tmp_path / w) for w in ("run", "still"))
+  for leaf in before:
+    same = np.array_equal(before[leaf], after[leaf])
+    assert same == (not leaf.startswith(("net/in/", "net/out/bias"))), leaf
+
+
+def exported(workdir):
+  from diffusion import folder
+  return tree.flatten(folder.load(str(workdir)))
+
+
+def test_a_stop_keeps_the_experience_that_it_fell_into(tmp_path, monkeypatch):
+  """The memory of a stopped run is in its checkpoint: going on draws no new samples."""
+  spec = config("grpo", "flow")
+  monkeypatch.setenv("ALIGN_FAULT", "stop:1:sigterm")
+  with pytest.raises(guard.Stopped):
+    main.run(spec, tmp_path / "run")
+  _, leaves = state_of(tmp_path / "run")
+  memory = [v for k, v in leaves.items() if "memory" in k and "advantage" in k]
+  assert len(memory) == 1 and memory[0].shape == (32,) and np.abs(memory[0]).max() > 0

@@ -1,0 +1,58 @@
+"""The smallest things a run can be made of: configs name them as "toy:policy", "toy:reward" and "toy:data"."""
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from align.data import Source
+from align.policies import diffusion
+from diffusion import process as processes
+from diffusion.core import expand
+from rewards.core import Reward, Scores
+
+SIDE = 4
+WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+
+
+class Net(nn.Module):
+  @nn.compact
+  def __call__(self, x, t, context, mask=None, pooled=None):
+    said = jnp.broadcast_to(pooled[:, None, None], x.shape[:3] + pooled.shape[-1:])
+    h = jnp.concatenate([said, x, jnp.broadcast_to(expand(t / 1000, x), x.shape)], -1)
+    return nn.Dense(x.shape[-1], name="out")(jnp.tanh(nn.Dense(16, name="in")(h)))
+
+
+class Text(nn.Module):
+  @nn.compact
+  def __call__(self, tokens, mask):
+    context = nn.Embed(200, 4, name="embed")(tokens)
+    return context, context.mean(1)
+
+
+def policy(kind: str = "flow", kernel: str = "flow_sde", steps: int = 5):
+  """A policy of a few hundred parameters: flow, or ddpm with its own kernel."""
+  made = processes.flow() if kind == "flow" else processes.ddpm()
+  return diffusion.make(Net(), Text(), made, kernel if kind == "flow" else "ddim", length=6, size=SIDE, channels=1,
+                        steps=steps, law="uniform")
+
+
+def reward(where: str = "gradient") -> Reward:
+  """Smooth in the pixels: darker and flatter is better."""
+  def score(view, batch, media, keys):
+    lib = np if where == "host" else jnp
+    bright = lib.asarray(media).mean((1, 2, 3))
+    total = bright - (lib.asarray(media) ** 2).mean((1, 2, 3))
+    return Scores(total, {"bright": bright}, lib.ones(len(media), bool))
+  return Reward(lambda key: {}, lambda batch: batch, score, where, None)
+
+
+def data(pairs: bool = False, count: int = 8, media: bool = True) -> Source:
+  """Captioned pictures, pairs of them, or prompts alone."""
+  def picture(i, shift):
+    return np.random.default_rng([i, shift]).integers(0, 256, (SIDE, SIDE, 1)).astype(np.uint8)
+
+  def record(i):
+    out = {"prompt": f"a handwritten {WORDS[i % 8]}", "meta": {}, "label": np.int32(i % 8)}
+    if pairs:
+      return {**out, "win": picture(i, 1), "lose": picture(i, 2)}
+    return {**out, "media": picture(i, 0)} if media else out
+  return Source(count, record, "toy")
