@@ -7,6 +7,7 @@ have, or a value of another type, is refused with the nearest valid name before 
 
 Left out: lists of components. Reading, overriding and comparing configs is in config.py.
 """
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -68,6 +69,17 @@ def refuse(at: str, value: Any, allowed: Any, advice: str) -> typing.NoReturn:
   """Raises a ConfigError of four parts: the option, its value, what is allowed (a sentence or names), what to do."""
   allowed = allowed if isinstance(allowed, str) else f"it must be one of {', '.join(map(str, allowed)) or 'nothing'}"
   raise ConfigError(f"{at} = {value!r}: {allowed}; {advice}")
+
+
+@contextlib.contextmanager
+def blame(at: str):
+  """Makes a ValueError from inside, about something that the user gave at `at`, a UserError that says so."""
+  try:
+    yield
+  except UserError:
+    raise
+  except ValueError as error:
+    raise UserError(f"{at}: {error}") from error
 
 
 def table(rows: Any) -> str:

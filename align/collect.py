@@ -26,8 +26,9 @@ def collect(workdir: str, *, model: str, data: dict, rewards: dict, score: str, 
   """
   workdir = Path(workdir)
   source, judges = build.build("align.datasets", data), evaluate.load_rewards(rewards, models, seed)
-  policy = build.build("align.policies", folder.describe(model))
-  view = jax.device_put(folder.load(model, like=jax.eval_shape(policy.init, jax.random.key(0))))
+  with build.blame("config.model"):
+    policy = build.build("align.policies", folder.describe(model))
+    view = jax.device_put(folder.load(model, like=jax.eval_shape(policy.init, jax.random.key(0))))
   images, records = evaluate.sample_all(policy, view, source, samples=samples, batch=batch, seed=seed, steps=steps,
                                         title="collecting")
   values = evaluate.judge(judges, images, records, batch=batch, seed=seed)

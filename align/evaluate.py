@@ -104,7 +104,8 @@ def load_rewards(rewards: dict, models: dict, seed: int) -> dict:
   for name, spec in rewards.items():
     reward = build.build("rewards", spec)
     init = reward.init(jax.random.key(seed))
-    out[name] = reward, (folder.load(models[name], "reward", like=init) if name in (models or {}) else init)
+    with build.blame(f"config.models.{name}"):
+      out[name] = reward, (folder.load(models[name], "reward", like=init) if name in (models or {}) else init)
   return out
 
 
@@ -154,10 +155,11 @@ def evaluate(workdir: str, *, arms: dict, data: dict, rewards: dict, success: st
   outcomes, seconds, made = {}, {}, {}
   for name, model in arms.items():
     began = time.monotonic()
-    description = folder.describe(model)
-    key = json.dumps(description, sort_keys=True)
-    policy = made.setdefault(key, build.build("align.policies", description))
-    view = jax.device_put(folder.load(model, like=jax.eval_shape(policy.init, jax.random.key(0))))
+    with build.blame(f"config.arms.{name}"):
+      description = folder.describe(model)
+      key = json.dumps(description, sort_keys=True)
+      policy = made.setdefault(key, build.build("align.policies", description))
+      view = jax.device_put(folder.load(model, like=jax.eval_shape(policy.init, jax.random.key(0))))
     images, records = sample_all(policy, view, source, samples=samples, batch=batch, seed=seed, steps=steps, title=name)
     values = judge(judges, images, records, batch=batch, seed=seed)
     if success not in values:

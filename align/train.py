@@ -108,7 +108,8 @@ def load_start(shapes: dict, start: dict, trained: str) -> dict:
       raise build.UserError(f"config.start.{role}: this run has no parameters called {role!r}; it has "
                             f"{', '.join(sorted(shapes))}")
     inside = functools.reduce(lambda t, k: t[k], target.split("/"), shapes)
-    loaded = folder.load(model, role.split("/")[0], like=inside)
+    with build.blame(f"config.start.{role}"):
+      loaded = folder.load(model, role.split("/")[0], like=inside)
     found |= {f"{target}/{name}": leaf for name, leaf in tree.flatten(loaded).items()}
     if role == "policy":
       own = base_and_policy(loaded, trained)[1]
@@ -413,11 +414,11 @@ def settle(watch: Watch, pending) -> None:
   step, out = pending[0], read(jax.device_get(pending[1]), "")
   if step == 1 and "on_policy_gap" in out:
     guard.on_policy(out["on_policy_gap"], out["on_policy_limit"])
+  if step % watch.log_every == 0 or step == 1 or out["skipped"]:
+    watch.writer.write_scalars(step, {f"train/{name}": value for name, value in out.items()})
   bad = {k: v for k, v in out.items() if k in ("loss", "grad_norm") and not np.isfinite(v)}
   watch.failures.see(step, out["skipped"] > 0, bad, watch.saved.steps())
   watch.progress.update(step, out["loss"])
-  if step % watch.log_every == 0 or step == 1 or out["skipped"]:
-    watch.writer.write_scalars(step, {f"train/{name}": value for name, value in out.items()})
 
 
 def report(parts: Parts, watch: Watch, state: State, frozen: dict, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Every shipped config resolves, says how it is run, and means parameters that can be laid out; nothing is allocated."""
+"""Every shipped config resolves, says how it is run, and means parameters that can be laid out, all unallocated."""
 import re
 from pathlib import Path
 
@@ -7,7 +7,8 @@ import pytest
 from align import build, config, main
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").glob("*.py") if "def get_config" in p.read_text())
+FILES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").glob("*.py")
+               if "def get_config" in p.read_text())
 
 
 def test_the_list_of_configs_is_that_of_the_error_message():

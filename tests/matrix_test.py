@@ -12,7 +12,8 @@ from align import build, checkpoint, guard, main, tree
 # What an algorithm needs beside the toy policy. The others are told by their signature: a reward makes them on-policy.
 NEEDS = {
   "sft": {"data": {"name": "toy:data"}}, "dpo": {"data": {"name": "toy:data", "pairs": True}},
-  "grpo": {"algorithm": {"clip": 1.0, "updates": 2}}, "nft": {"algorithm": {"levels": 2, "updates": 2, "old_limit": 0.9}},
+  "grpo": {"algorithm": {"clip": 1.0, "updates": 2}},
+  "nft": {"algorithm": {"levels": 2, "updates": 2, "old_limit": 0.9}},
   "refl": {}, "fit": {"policy": None, "trained": "^reward/", "data": {"name": "toy:data"},
                       "reward": {"name": "classifier", "classes": 8, "size": 4, "channels": 1, "width": 4}},
 }
@@ -43,7 +44,8 @@ def state_of(workdir):
   saved = checkpoint.open_(workdir, keep=2)
   try:
     step = max(saved.steps())
-    return step, {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree_util.tree_leaves_with_path(raw(workdir, step))}
+    leaves = jax.tree_util.tree_leaves_with_path(raw(workdir, step))
+    return step, {jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves}
   finally:
     saved.close()
 

@@ -35,12 +35,17 @@ def policy(kind: str = "flow", kernel: str = "flow_sde", steps: int = 5):
                         steps=steps, law="uniform")
 
 
-def reward(where: str = "gradient") -> Reward:
-  """Smooth in the pixels: darker and flatter is better."""
+def reward(where: str = "gradient", failing: int = -1) -> Reward:
+  """Smooth in the pixels: bright and flat is better. On the host, call number `failing` gives no number at all."""
+  calls = []
+
   def score(view, batch, media, keys):
     lib = np if where == "host" else jnp
     bright = lib.asarray(media).mean((1, 2, 3))
     total = bright - (lib.asarray(media) ** 2).mean((1, 2, 3))
+    calls.append(where)
+    if where == "host" and len(calls) - 1 == failing:
+      total = total * np.nan
     return Scores(total, {"bright": bright}, lib.ones(len(media), bool))
   return Reward(lambda key: {}, lambda batch: batch, score, where, None)
 

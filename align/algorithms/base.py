@@ -4,6 +4,7 @@ from typing import Any, Callable
 import jax
 import jax.numpy as jnp
 
+from align.build import UserError
 from align.core import Algorithm
 from diffusion.core import fold
 
@@ -78,7 +79,7 @@ def check_group(algorithm: str, group: int) -> None:
 def media_of(batch: dict, name: str, algorithm: str) -> Any:
   """batch[name], or a ValueError that says what data this algorithm learns from."""
   if name not in batch:
-    raise ValueError(f"batch entry {name!r} is missing, it has {', '.join(sorted(batch))}; {algorithm!r} learns from "
+    raise UserError(f"batch entry {name!r} is missing, it has {', '.join(sorted(batch))}; {algorithm!r} learns from "
                      f"{'pairs (win, lose)' if name in ('win', 'lose') else 'captioned media'}, choose such a data set")
   return batch[name]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets
+from array_record.python import array_record_module
 
 from align.build import UserError
 from align.data import Source, Unreadable, clean
@@ -36,6 +37,7 @@ def make(path: str, split: str = "train", *, caption: str | None = "caption", im
     known = ", ".join(builder.info.splits)
     raise UserError(f"split={split!r} of {path!r} cannot be read ({error}); splits are {known}, the "
                     "file format must be array_record or parquet: correct the split or prepare it again") from None
+  check_shards(builder, split)
   names = set(builder.info.features)
   for name in (*entries, *(n for n in (caption, image) if n)):
     if name not in names:
@@ -56,9 +58,25 @@ def make(path: str, split: str = "train", *, caption: str | None = "caption", im
   return Source(len(rows), record, f"{builder.info.full_name}/{split}")
 
 
+def check_shards(builder, split: str) -> None:
+  """Refuses, by name, a shard that is missing, cut short, or holds another number of records than it was written with.
+
+  Without this a damaged ArrayRecord file reads as records of garbage."""
+  whole = builder.info.splits.get(split.partition("[")[0])
+  if whole is None or builder.info.file_format is not tensorflow_datasets.core.FileFormat.ARRAY_RECORD:
+    return
+  for path, count in zip(whole.filepaths, whole.shard_lengths, strict=True):
+    reader = array_record_module.ArrayRecordReader(str(path))
+    found = reader.num_records() if reader.ok() else None  # closing one that is not ok raises
+    if found != count:
+      state = "cannot be read" if found is None else f"holds {found} records"
+      raise UserError(f"shard {str(path)!r} {state}, but was written with {count} records; copy it again, or prepare "
+                      "the data set anew")
+
+
 def _builder(path):
   if Path(path).is_dir():
-    found = sorted(Path(path).rglob("dataset_info.json"))
+    found = [p for depth in range(4) for p in sorted(Path(path).glob("*/" * depth + "dataset_info.json"))]
     if len(found) != 1:
       raise UserError(f"folder {str(path)!r} holds {len(found) or 'no'} prepared data "
                       f"set{'s' if len(found) > 1 else ''}; "

@@ -242,7 +242,8 @@ def test_a_prepared_tensorflow_datasets_folder(tmp_path):
     tfds.make(path, caption="captoin")
   with pytest.raises(UserError, match="split='test' of .* splits are train"):
     tfds.make(path, split="test")
+  (tmp_path / "empty").mkdir()
   with pytest.raises(UserError, match="holds no prepared data set"):
-    tfds.make(str(tmp_path / ".."))
+    tfds.make(str(tmp_path / "empty"))
   with pytest.raises(UserError, match="neither a folder nor a name"):
     tfds.make("no_such_data_set_anywhere")
