@@ -37,8 +37,7 @@ def collect(workdir: str, *, model: str, data: dict, rewards: dict, score: str, 
   kept = list(sift(images, records, values[score], margin, seed, score))
   if not kept:
     raise build.UserError(f"none of {len(records)} prompts gave a pair that differs by more than margin = {margin} in "
-                          f"{score}; "
-                          "sample more images a prompt, or lower the margin")
+                          f"{score}; sample more images a prompt, or lower the margin")
   pairs.write(workdir / "pairs", kept)
   results = {"prompts": len(records), "pairs": len(kept), "failed_scores": int(np.isnan(values[score]).sum()),
              "mean_score": float(np.nanmean(values[score]))}

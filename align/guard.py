@@ -92,8 +92,7 @@ class NonFinite:
       names = ", ".join(f"{name} = {float(value):g}" for name, value in (bad or {}).items()) or "the update"
       kept = f"the checkpoint of step {max(saved)} is good and was kept" if saved else "there is no checkpoint yet"
       raise UserError(f"step {step}: {names} is not finite, and {self.row} updates in a row were skipped (limit "
-                      f"{self.limit}); "
-                      f"{kept}: lower the learning rate, or look at the data and rewards of these steps")
+                      f"{self.limit}); {kept}: lower the learning rate, or look at the data and rewards of these steps")
 
 
 def check_scores(scores):
@@ -117,14 +116,12 @@ def on_policy(gap: float, limit: float, step: int = 0) -> float:
   gap = float(gap)
   if gap == float("inf"):
     raise UserError(f"step {step}: no step of the rollout has a density, so there is no ratio to train on; the kernel "
-                    "must be a "
-                    "noisy one (ddim, flow_sde, dance_sde, cps) with eta above 0: set policy.kernel and algorithm.eta")
+                    "must be a noisy one (ddim, flow_sde, dance_sde, cps) with eta above 0: set policy.kernel and "
+                    "algorithm.eta")
   if not gap <= limit:
     raise UserError(f"step {step}: |log ratio| of the policy to its own rollout is {gap:.3g}, at most {limit:.3g} is "
-                    f"allowed; "
-                    "sampling and replay are not the same law (precision, guidance, dropout or a changed prompt): in "
-                    "bfloat16 "
-                    "recompute the old values by replay, else set the same options for both")
+                    "allowed; sampling and replay are not the same law (precision, guidance, dropout or a changed "
+                    "prompt): in bfloat16 recompute the old values by replay, else set the same options for both")
   return gap
 
 

@@ -60,8 +60,7 @@ def ordered(runs: dict) -> list:
     return list(graphlib.TopologicalSorter({name: sorted(needs[name]) for name in sorted(runs)}).static_order())
   except graphlib.CycleError as error:
     raise build.UserError(f"config.runs: {' -> '.join(error.args[1])} need each other; a run can only start from what "
-                          "another "
-                          "one left, remove a reference") from None
+                          "another one left, remove a reference") from None
 
 
 def references(value) -> set:

@@ -309,12 +309,10 @@ def checked(name: str, arm: dict, prompts: int) -> dict:
   images = np.asarray(arm["images"])
   if images.dtype != np.uint8 or images.ndim not in (5, 6) or images.shape[-1] not in (1, 3):
     raise ValueError(f"images of {name}: {images.dtype} {images.shape}; they must be uint8 [P n H W C] or [P n F H W "
-                     "C] "
-                     "with C 1 or 3: multiply media in [0, 1] by 255, round, and group them by prompt")
+                     "C] with C 1 or 3: multiply media in [0, 1] by 255, round, and group them by prompt")
   if len(images) != prompts:
     raise ValueError(f"images of {name}: {len(images)} prompts, but {prompts} texts; there must be one row of samples "
-                     "a "
-                     "prompt: pass the prompts that were sampled")
+                     "a prompt: pass the prompts that were sampled")
   if "success" not in arm:
     return {"images": images}
   success = np.asarray(arm["success"])

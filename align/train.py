@@ -316,8 +316,7 @@ def check_micro(parts: Parts, memory, micro: int) -> int:
   if micro < 1 or samples % micro:
     near = [n for n in range(1, samples + 1) if samples % n == 0]
     raise build.UserError(f"config.micro = {micro} does not divide the {samples} samples of an update; it may be one "
-                          "of "
-                          f"{', '.join(map(str, near))}; change it, config.batch or config.group")
+                          f"of {', '.join(map(str, near))}; change it, config.batch or config.group")
   return samples
 
 
@@ -466,8 +465,8 @@ def plan(config: dict) -> str:
   chosen, _ = tree.partition(where.shapes, where.trained)
   updates, samples = parts.algorithm.updates, options["batch"] * options["group"]
   arithmetic = (f"{options['batch']} prompts x {options['group']} samples = {samples} samples an experience; "
-                f"{updates} updates "
-                f"an experience, each in {options['micro']} pieces; {options['steps']} updates in all = "
-                f"{-(-options['steps'] // updates)} experiences = {-(-options['steps'] // updates) * samples} samples")
+                f"{updates} updates an experience, each in {options['micro']} pieces; {options['steps']} updates in "
+                f"all = {-(-options['steps'] // updates)} experiences = {-(-options['steps'] // updates) * samples} "
+                "samples")
   return "\n\n".join([json.dumps(config, indent=1, default=str), build.table(rows),
                       f"{tree.count(where.shapes):,} parameters, {tree.count(chosen):,} trained", arithmetic])

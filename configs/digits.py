@@ -26,11 +26,11 @@ def classifier(split: str) -> dict:
   }
 
 
-def pretrain(steps: int, lr: float, **more) -> dict:
+def supervised(steps: int, lr: float, **more) -> dict:
   return {
     "task": "train", "steps": steps, "batch": 64, "policy": POLICY, "algorithm": {"name": "sft", "ema": 0.999},
     "data": {"name": "digits", "split": "train"}, "log_every": 50, "drop": 0.1,
-    "optim": {"name": "adamw", "lr": lr, "decay": "linear", "warmup_steps": min(100, steps // 10)}, **more,
+    "optim": {"name": "adamw", "lr": lr, "decay": "linear", "warmup_steps": steps // 10}, **more,
   }
 
 
@@ -38,23 +38,26 @@ def get_config():
   prompts = {"name": "digits", "split": "prompts"}
   score = {"name": "classifier", "classes": 10, "size": 8, "channels": 1}
   aligned = {
-    "task": "train", "steps": 60, "batch": 10, "group": 16, "policy": POLICY, "reward": score,
-    "start": {"policy": "@base", "reward": "@reward"}, "data": {"name": "digits", "split": "prompts"},
-    "algorithm": {"name": "nft"}, "optim": {"name": "adamw", "lr": 3e-4}, "log_every": 5,
+    "task": "train", "steps": 50, "batch": 10, "group": 16, "policy": POLICY, "reward": score,
+    "start": {"policy": "@base", "reward": "@reward"}, "data": prompts, "log_every": 5,
+    "algorithm": {"name": "nft", "levels": 2, "updates": 2, "limit": 2.0, "kl": 0.3, "ema": 0.9},
+    "optim": {"name": "adamw", "lr": 1e-3, "decay": "linear"},
   }
   return ml_collections.ConfigDict({
     "task": "pipeline", "title": "Handwritten digits", "seed": 0,
     "runs": {
       "reward": classifier("reward"),
       "judge": classifier("judge"),
-      "base": pretrain(1500, 2e-3),
+      "base": supervised(700, 2e-3),
       "aligned": aligned,
-      "control": pretrain(300, 5e-4, start={"policy": "@base"}),
+      # As much compute: an experience is 160 samples x (10 steps + 2 levels x (old, reference, policy with gradient)),
+      # 3200 forward passes, as 17 updates of 64 samples are.
+      "control": supervised(17 * 25, 1e-3, start={"policy": "@base"}),
       "evaluate": {
         "task": "evaluate", "arms": {"base": "@base", "control": "@control", "aligned": "@aligned"}, "data": prompts,
         "rewards": {"judge": score, "reward": score}, "models": {"judge": "@judge", "reward": "@reward"},
-        "primary": "aligned", "baseline": "base", "success": "judge/accuracy", "samples": 48, "batch": 480,
-        "diversity": "pixels",
+        "primary": "aligned", "baseline": "base", "success": "judge/accuracy", "samples": 192, "batch": 480,
+        "diversity": "pixels", "targets": {"diversity ratio": 0.5},
       },
     },
   })

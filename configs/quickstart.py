@@ -11,10 +11,10 @@ import ml_collections
 
 from configs import common
 
-EXPERIENCES = 40
+EXPERIENCES, UPDATES = 40, 4
 METHODS = {
-  "nft": {"name": "nft", "levels": 2, "steps": 8, "kl": 1e-4},
-  "grpo": {"name": "grpo", "steps": 8, "clip": 1e-3, "ratio": "gaussian", "pick": "random", "size": 3, "std": "global"},
+  "nft": {"name": "nft", "steps": 8, "levels": 2, "updates": 4, "limit": 1.0, "kl": 0.0, "ema": 0.95},
+  "grpo": {"name": "grpo", "steps": 8, "updates": 4, "clip": 1e-3, "ratio": "gaussian", "pick": "random", "size": 3},
 }
 
 
@@ -22,10 +22,12 @@ def get_config(method: str = "nft"):
   if method not in METHODS:
     raise ValueError(f"method = {method!r} is not one of {', '.join(METHODS)}; choose one of them")
   aligned = {
-    "task": "train", "steps": EXPERIENCES, "batch": 24, "group": 8, "policy": common.SCENES, "reward": common.REWARD,
+    "task": "train", "steps": UPDATES * EXPERIENCES, "batch": 24, "group": 8, "policy": common.SCENES,
+    "reward": common.REWARD,
     "start": {"policy": "scenes"}, "data": {"name": "scenes_prompts", "split": "train", "count": 960},
-    "algorithm": METHODS[method], "optim": {"name": "adamw", "lr": 3e-4},
-    "evaluate": common.probe(EXPERIENCES // 4), "log_every": 1,
+    "algorithm": METHODS[method], "log_every": 4,
+    "optim": {"name": "adamw", "lr": 4e-4, "decay": "linear", "warmup_steps": 8},
+    "evaluate": common.probe(UPDATES * EXPERIENCES // 4),
   }
   control = {
     # One experience is 192 samples x 8 steps, and 384 denoisings by the sampler's network and, with their gradient, the

@@ -25,8 +25,7 @@ def locate(model: str, part: str = "policy") -> Path:
     if (folder / f"{part}.safetensors").is_file() and (folder / f"{part}.json").is_file():
       return folder
   raise ValueError(f"model = {str(model)!r} holds no {part}.safetensors with its {part}.json; it may be a workdir "
-                   "whose run "
-                   f"has finished (WORKDIR/export), a folder of that kind, or one of the shipped bases: "
+                   f"whose run has finished (WORKDIR/export), a folder of that kind, or one of the shipped bases: "
                    f"{', '.join(shipped()) or 'none'}")
 
 

@@ -1,5 +1,6 @@
 """Eight virtual devices on the CPU, no network, compiled programs kept between runs: set before jax is imported."""
 import os
+import sys
 import tempfile
 import zlib
 from pathlib import Path
@@ -14,6 +15,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's own notes
 os.environ.setdefault("MPLBACKEND", "agg")
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
   os.environ.setdefault(variable, "1")  # two test processes share the cores
+
+sys.path.insert(0, str(Path(__file__).parent))  # toy.py and commands.py, which test files share
 
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402

@@ -17,7 +17,6 @@ def test_the_recipe_trains(tmp_path, monkeypatch):
   module = types.ModuleType("recipe")
   exec(compile(recipe, "recipe.py", "exec"), vars(module))
   monkeypatch.setitem(sys.modules, "recipe", module)
-  monkeypatch.syspath_prepend(str(Path(__file__).parent))
   config = {"task": "train", "steps": 3, "batch": 8, "policy": {"name": "toy:policy"}, "data": {"name": "toy:data"},
             "reward": {"name": "toy:reward"}, "algorithm": {"name": "recipe:make", "temperature": 0.5}, "log_every": 1}
   main.run(config, tmp_path / "run")

@@ -3,12 +3,12 @@
 The loss alone proves nothing: on policy GRPO's is zero whatever the network, and DPO starts at log 2. Plain SGD,
 because Adam turns rounding of a tiny gradient into a whole step. The reward is smooth.
 """
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 
 from align import optim, shard, tree
 from align.algorithms import base, dpo, grpo, nft
@@ -19,13 +19,11 @@ MESHES = {"one": {"data": 1}, "data": {"data": 8}, "fsdp": {"data": 2, "fsdp": 4
 
 
 @pytest.fixture(autouse=True)
-def toys(monkeypatch):
-  monkeypatch.syspath_prepend(str(Path(__file__).parent))
+def cut(monkeypatch):
   monkeypatch.setattr(shard, "SMALL", 8)  # so that leaves of the toy are cut as those of a real network are
 
 
 def method(name):
-  import toy
   policy, reward = toy.policy(), toy.reward()
   made = {"grpo": lambda: grpo.make(policy, reward, group=4, clip=1.0, steps=5),
           "nft": lambda: nft.make(policy, reward, group=4, levels=2, steps=5), "dpo": lambda: dpo.make(policy)}
@@ -41,7 +39,6 @@ def start(policy, follow):
 
 
 def batch_for(policy, name):
-  import toy
   record = [toy.data(pairs=name == "dpo").record(i // 4) for i in range(32)]
   batch = policy.prepare({"prompt": [r["prompt"] for r in record]})
   arrays = {"cond": batch["cond"], "prompt_id": np.arange(32, dtype=np.int32) // 4,

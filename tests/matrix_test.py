@@ -21,11 +21,6 @@ POLICIES = {"flow": {"name": "toy:policy"}, "ddpm": {"name": "toy:policy", "kind
 CASES = [(a, p) for a in build.names("align.algorithms") for p in (POLICIES if a != "fit" else {"none": None})]
 
 
-@pytest.fixture(autouse=True)
-def toys(monkeypatch):
-  monkeypatch.syspath_prepend(str(Path(__file__).parent))
-
-
 def config(name, kind, **more):
   """The run of one case: 4 updates, a stop possible after any."""
   needs = NEEDS[name]

@@ -1,16 +1,12 @@
 """The main job at a reduced size, as a new user runs it: a command, from a fresh directory, in its own process."""
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import command
 from PIL import Image
 
-ROOT = Path(__file__).parent.parent
 SMALLER = (
   "--config.runs.data.dataset.count=480", "--config.runs.control.data.count=480", "--config.runs.control.steps=4",
   "--config.runs.control.evaluate.every=2", "--config.runs.control.evaluate.data.count=6",
@@ -19,14 +15,6 @@ SMALLER = (
   "--config.runs.aligned.evaluate.data.count=6", "--config.runs.aligned.evaluate.batch=24",
   "--config.runs.evaluate.data.count=12", "--config.runs.evaluate.samples=2", "--config.runs.evaluate.batch=24",
 )
-
-
-def command(*arguments, where):
-  """(exit code, everything printed) of python -m align.main, on one device."""
-  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  done = subprocess.run([sys.executable, "-m", *arguments], cwd=where, capture_output=True, text=True, timeout=900,
-                        env={**environment, "PYTHONPATH": str(ROOT)})
-  return done.returncode, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -20,11 +20,6 @@ ONLINE = {**RUN, "group": 4, "reward": {"name": "toy:reward"}, "data": {"name": 
           "algorithm": {"name": "nft", "levels": 2}, "patience": 2}
 
 
-@pytest.fixture(autouse=True)
-def toys(monkeypatch):
-  monkeypatch.syspath_prepend(str(TESTS))
-
-
 @pytest.fixture
 def command(tmp_path, capsys):
   """(config, *arguments) -> (exit code, what was printed to stderr, checked to hold no traceback)."""

@@ -79,8 +79,7 @@ def _builder(path):
     found = [p for depth in range(4) for p in sorted(Path(path).glob("*/" * depth + "dataset_info.json"))]
     if len(found) != 1:
       raise UserError(f"folder {str(path)!r} holds {len(found) or 'no'} prepared data "
-                      f"set{'s' if len(found) > 1 else ''}; "
-                      "give the folder of one version, with its dataset_info.json")
+                      f"set{'s' if len(found) > 1 else ''}; give the folder of one version, with its dataset_info.json")
     return tensorflow_datasets.builder_from_directory(found[0].parent)
   try:
     return tensorflow_datasets.builder(path)

@@ -1,0 +1,84 @@
+"""Every command of the README is run by a test: here, or where COVERED says; long ones at a reduced, printed size."""
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from commands import ROOT, command
+
+SCENES = ("--config.runs.data.dataset.count=480", "--config.runs.evaluate.data.count=12",
+          "--config.runs.evaluate.samples=2", "--config.runs.evaluate.batch=24")
+QUICK = (*SCENES, "--config.runs.control.data.count=480", "--config.runs.control.steps=2",
+         "--config.runs.control.evaluate.every=2", "--config.runs.control.evaluate.data.count=6",
+         "--config.runs.control.evaluate.batch=24", "--config.runs.aligned.steps=2", "--config.runs.aligned.batch=8",
+         "--config.runs.aligned.group=4", "--config.runs.aligned.evaluate.every=2",
+         "--config.runs.aligned.evaluate.data.count=6", "--config.runs.aligned.evaluate.batch=24")
+BASE = (*SCENES, "--config.runs.train.data.count=480", "--config.runs.train.steps=2",
+        "--config.runs.train.optim.warmup_steps=1")
+SLOW = {  # command -> what makes it smaller
+  "python -m align.main --config=configs/scenes_base.py --workdir=runs/scenes_base": BASE,
+  "python -m align.main --config=configs/quickstart.py:grpo --workdir=runs/grpo": QUICK,
+  "python -m align.main --config=configs/quickstart.py --workdir=runs/smaller "
+  "--config.runs.aligned.optim.lr=1e-4": QUICK,
+}
+FAST = {
+  "python -m align.main --config=configs/quickstart.py --print": (),
+  'python -m diffusion.generate --model=scenes --prompt="two green triangles" --out=base.png': (),
+  "python -m launch.sweep --sweep=configs/sweeps/quickstart.py --workdir=runs/sweep": ("--table",),
+}
+COVERED = {
+  "pip install -e .": ".ci/run", 'pip install -e ".[test]"': ".ci/run", "pytest": ".ci/run",
+  'pip install -e ".[cuda]"': "needs an accelerator",
+  "python -m align.main --config=configs/quickstart.py --workdir=runs/quickstart": "quickstart_test.py",
+  'python -m diffusion.generate --model=runs/quickstart/aligned --prompt="a red circle above a blue square" '
+  "--out=samples.png": "quickstart_test.py",
+  "python -m align.main --config=configs/digits.py --workdir=runs/digits": "digits_test.py",
+}
+
+
+def commands_in(text: str) -> list:
+  """Commands of indented blocks and of `inline code`, each part of an && on its own."""
+  lines = re.findall(r"^    (?=python |pip |pytest)(.*)$", text, re.M) + re.findall(r"`((?:pip|python) [^`]*)`", text)
+  return [part.strip() for line in lines for part in line.split("&&")]
+
+
+def test_every_command_of_the_readme_is_run_somewhere():
+  found = set(commands_in((ROOT / "README.md").read_text()))
+  assert found == {*SLOW, *FAST, *COVERED}
+  assert all(where in (".ci/run", "needs an accelerator") or (ROOT / "tests" / where).is_file()
+             for where in COVERED.values())
+
+
+def run(line, more, where):
+  arguments = shlex.split(line)
+  assert arguments[:2] == ["python", "-m"]
+  print("at a reduced size:", *more)
+  if "launch.sweep" in line:  # it reads the file as given
+    configs = ROOT / "configs"
+    more = (*more, f"--sweep={configs / 'sweeps/quickstart.py'}", f"--records={configs / 'records/quickstart'}")
+  code, said = command(*arguments[2:], *more, where=where)
+  assert code == 0 and "Traceback" not in said, said
+
+
+@pytest.mark.parametrize("line", FAST)
+def test_short_commands(line, tmp_path):
+  run(line, FAST[line], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", SLOW)
+def test_long_commands(line, tmp_path):
+  run(line, SLOW[line], tmp_path)
+
+
+def test_the_tree_names_what_is_there():
+  tree = re.search(r"## The tree\n(.*?)\n## ", (ROOT / "README.md").read_text(), re.S)[1]
+  top = re.findall(r"^    (\w+)/", tree, re.M)
+  assert top == ["align", "rewards", "diffusion", "configs", "launch", "tests", "notebooks"]
+  assert all((ROOT / name).is_dir() for name in top)
+  inside = set(re.findall(r"\b(\w+\.py)\b", tree.split("rewards/")[0]))
+  there = {p.name for p in (ROOT / "align").glob("*.py")} - {"__init__.py"}
+  assert inside == {*there, "diffusion.py"}, inside ^ there
+  for path in re.findall(r"`((?:align|rewards|diffusion|configs|launch|notebooks|tests)/[\w./]+)`",
+                         (ROOT / "README.md").read_text()):
+    assert Path(ROOT / path).exists(), path
