@@ -13,7 +13,7 @@ import pytest
 from align import checkpoint, main
 from align.datasets import scenes_builder
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parent / "shared"
 RUN = {"task": "train", "steps": 4, "batch": 8, "policy": {"name": "toy:policy"}, "data": {"name": "toy:data"},
        "algorithm": {"name": "sft"}, "log_every": 1, "save_every": 1}
 ONLINE = {**RUN, "group": 4, "reward": {"name": "toy:reward"}, "data": {"name": "toy:data", "media": False},
@@ -124,7 +124,7 @@ def test_sigterm_saves_and_the_same_command_finishes(tmp_path):
   config = {**RUN, "steps": 3000}
   (tmp_path / "mine.py").write_text(f"def get_config(): return {config!r}\n")
   line = [sys.executable, "-m", "align.main", f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}"]
-  environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+  environment = {**os.environ, "PYTHONPATH": f"{TESTS.parent.parent}{os.pathsep}{TESTS}"}
   environment.pop("XLA_FLAGS", None)
   child = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True)
   file, deadline = tmp_path / "run/metrics.jsonl", time.monotonic() + 240
