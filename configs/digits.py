@@ -1,8 +1,9 @@
-"""Handwritten digits, real data, end to end in two minutes: judge, base, alignment, control, evaluation.
+"""Handwritten digits, real data, end to end: judge, base, alignment, control, evaluation.
 
   python -m align.main --config=configs/digits.py --workdir=runs/digits
 
-Hardware: two CPU cores, about two minutes. scikit-learn's bundled 8x8 digits, captions such as "a handwritten seven".
+Hardware: two CPU cores, 140 seconds (50 of them compile, once). Seed 0: judge accuracy .889 base, .943 control, .973
+aligned, with .87 of the base's diversity. scikit-learn's bundled 8x8 digits, captions such as "a handwritten seven".
 The reward is a small CNN's probability of the asked digit, the verdict that of another CNN trained on other images.
 Your own data: set runs.base.data to {"name": "folder", "path": ...} (images with .txt captions) or {"name": "jsonl",
 ...}, and runs.aligned.data to {"name": "prompts", "path": ...}.

@@ -2,7 +2,7 @@
 
   python -m align.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-Hardware: two CPU cores, ten minutes, under 4 GiB. The generator is the base of Scenes that ships with the package; the
+Hardware: two CPU cores, ten minutes, 3 GiB. The generator is the base of Scenes that ships with the package; the
 reward is the exact detector. `aligned` is DiffusionNFT; --config=configs/quickstart.py:grpo runs Flow-GRPO instead.
 `control` spends the same compute on more supervised training with a learning rate of its own: what alignment must beat.
 Expected: see the table in README.md.

@@ -11,9 +11,10 @@ SMALLER = (
   "--config.runs.data.dataset.count=480", "--config.runs.control.data.count=480", "--config.runs.control.steps=4",
   "--config.runs.control.evaluate.every=2", "--config.runs.control.evaluate.data.count=6",
   "--config.runs.control.evaluate.batch=24", "--config.runs.aligned.steps=2",
-  "--config.runs.aligned.optim.warmup_steps=0", "--config.runs.aligned.batch=6", "--config.runs.aligned.group=4", "--config.runs.aligned.evaluate.every=1",
-  "--config.runs.aligned.evaluate.data.count=6", "--config.runs.aligned.evaluate.batch=24",
-  "--config.runs.evaluate.data.count=12", "--config.runs.evaluate.samples=2", "--config.runs.evaluate.batch=24",
+  "--config.runs.aligned.optim.warmup_steps=0", "--config.runs.aligned.batch=8", "--config.runs.aligned.group=3",
+  "--config.runs.aligned.evaluate.every=1", "--config.runs.aligned.evaluate.data.count=6",
+  "--config.runs.aligned.evaluate.batch=24", "--config.runs.evaluate.data.count=12",
+  "--config.runs.evaluate.samples=2", "--config.runs.evaluate.batch=24",
 )
 
 

@@ -35,7 +35,7 @@ def minibatches(memory: Any, step: Any, key: Any, count: int, group: int = 1, ep
   """
   groups = jax.tree.leaves(memory)[0].shape[0] // group
   if groups % count:
-    raise ValueError(f"updates = {count} does not divide the {groups} groups of an experience into whole groups; "
+    raise UserError(f"updates = {count} does not divide the {groups} groups of an experience into whole groups; "
                      "change updates, or the number of prompts (config.batch)")
   if count == 1:
     return memory
