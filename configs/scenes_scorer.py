@@ -2,8 +2,8 @@
 
   python -m align.main --config=configs/scenes_scorer.py --workdir=runs/scenes_scorer
 
-Hardware: two CPU cores, three minutes. What it leaves is a reward for
---config.start.reward=runs/scenes_scorer, or an evaluation's models.
+Hardware: two CPU cores, three minutes. A run whose reward is {"name": "scenes_scorer"} begins from it with
+"start": {"reward": "runs/scenes_scorer"}; an evaluation names it in `models`.
 """
 import ml_collections
 

@@ -16,7 +16,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
   os.environ.setdefault(variable, "1")  # two test processes share the cores
 
-sys.path.insert(0, str(Path(__file__).parent / "shared"))  # toy.py and commands.py
+sys.path.insert(0, str(Path(__file__).parent / "support"))  # toy.py and commands.py
 
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402

@@ -16,7 +16,7 @@ RUN = {"task": "train", "steps": 3, "batch": 8, "group": 4, "policy": {"name": "
 
 def started(folder: Path, workdir: str, *more):
   environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  path = f"{ROOT}{os.pathsep}{ROOT / 'tests/shared'}"
+  path = f"{ROOT}{os.pathsep}{ROOT / 'tests/support'}"
   line = [sys.executable, "-m", "align.main", f"--config={folder / 'mine.py'}", f"--workdir={folder / workdir}", *more]
   return subprocess.Popen(line, env={**environment, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
 

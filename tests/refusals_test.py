@@ -13,7 +13,7 @@ import pytest
 from align import checkpoint, main
 from align.datasets import scenes_builder
 
-TESTS = Path(__file__).parent / "shared"
+TESTS = Path(__file__).parent / "support"
 RUN = {"task": "train", "steps": 4, "batch": 8, "policy": {"name": "toy:policy"}, "data": {"name": "toy:data"},
        "algorithm": {"name": "sft"}, "log_every": 1, "save_every": 1}
 ONLINE = {**RUN, "group": 4, "reward": {"name": "toy:reward"}, "data": {"name": "toy:data", "media": False},
