@@ -16,6 +16,7 @@ from typing import Any, Callable, NamedTuple
 import grain
 import jax
 import numpy as np
+from absl import logging
 
 from align.build import UserError
 from align.guard import fault
@@ -105,6 +106,28 @@ def batches(source: Source, batch: int, *, group: int = 1, seed: int = 0, shuffl
   return Stream(following, state, restore, lambda: sorted(tally["skipped"].items()))
 
 
+def readable(source: Source, limit: float = 0.01) -> list:
+  """Every record of a small source that can be read, in order: what held-out prompts are.
+
+  Broken ones are counted and listed in a warning. Raises UserError where more than `limit` of them are."""
+  _check(source, 1, 1, 0, 0, 1)
+  records, broken = [], {}
+  for i in range(source.size):
+    record, failures = _place(source, 0, 0.0, 0, i, 1)
+    broken.update(failures)
+    records += [] if record is None else [record]
+  _judge(source, {"read": source.size, "broken": len(broken), "skipped": broken}, limit)
+  if broken:
+    logging.warning("%s", spell_skipped(source.name, sorted(broken.items())))
+  return records
+
+
+def spell_skipped(name: str, skipped: list) -> str:
+  """[(index, reason)] as a sentence; the first few are named."""
+  first = "; ".join(f"record {i}: {reason}" for i, reason in skipped[:3])
+  return f"data source {name!r}: broken records were skipped, {len(skipped)} in all ({first})"
+
+
 def numeric(batch: dict) -> tuple[dict, dict]:
   """Splits a batch into (arrays for the device, entries that stay on the host)."""
   host = {name: value for name, value in batch.items() if name in HOST}
@@ -150,10 +173,10 @@ def _check(source, batch, group, drop, index, count):
     raise UserError(f"drop={drop}: a share of captions is in [0, 1]; 0.1 is usual for classifier-free guidance")
 
 
-def _place(source, seed, drop, position, index) -> tuple[dict | None, list]:
+def _place(source, seed, drop, position, index, most=ENOUGH) -> tuple[dict | None, list]:
   """The record for one position of the stream, and the broken ones that were passed over on the way to it."""
   failures = []
-  for offset in range(min(source.size, ENOUGH)):
+  for offset in range(min(source.size, most)):
     i = (index + offset) % source.size
     try:
       if fault("record", i):

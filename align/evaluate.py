@@ -49,7 +49,7 @@ def sampler(policy, steps):
 
 def sample_all(policy, view, source, *, samples: int, batch: int, seed: int, steps=None, title: str = "sampling"):
   """All prompts of a source x samples -> images uint8 [P n H W C], and the records. `batch` samples a call."""
-  records = [source.record(i) for i in range(source.size)]
+  records = batches.readable(source)
   total = len(records) * samples
   draw, root, out = sampler(policy, steps), jax.random.key(seed), []
   progress = metrics.Progress(math.ceil(total / batch), title=title)

@@ -3,6 +3,7 @@
 Everything that varies (policy, algorithm, reward, data) arrives as pure functions; nothing below knows which one it
 runs. Offline methods are the case without a rollout, training a reward is the case without a policy.
 """
+import contextlib
 import functools
 import json
 import re
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 
 from align import build, checkpoint, guard, metrics, shard, tree
 from align import data as batches
@@ -306,6 +308,7 @@ def train(workdir: str, *, steps: int, data: dict, algorithm: dict, policy: dict
     progress.close()
     writer.close()
     saved.close()
+    list_skipped(workdir, parts.source, stream.skipped())
   return {"steps": int(state.step), "skipped_records": stream.skipped()}
 
 
@@ -394,6 +397,7 @@ def loop(parts: Parts, do: Compiled, stream, state: State, frozen: dict, watch: 
     if stop or step == steps or step - last >= watch.save_every:
       settle(watch, pending)
       pending, last = None, step
+      watch.writer.flush()  # so that a checkpoint never knows more steps than the curves
       watch.saved.save(step, state, {"stream": stream.state()}, final=stop or step == steps)
     if stop:
       raise guard.Stopped(step)
@@ -425,6 +429,15 @@ def report(parts: Parts, watch: Watch, state: State, frozen: dict, step: int) ->
   watch.writer.write_scalars(step, scalars)
   watch.writer.write_images(step, images)
   watch.writer.flush()
+
+
+def list_skipped(workdir: Path, source, skipped: list) -> None:
+  """WORKDIR/skipped_records.N.txt: the records that process N could not read, and why; where there are any."""
+  if skipped:
+    file = workdir / f"skipped_records.{jax.process_index()}.txt"
+    logging.warning("%s; %s lists them", batches.spell_skipped(source.name, skipped), file)
+    with contextlib.suppress(OSError):  # a full disk has its own message, which must not be lost to this one
+      file.write_text("".join(f"{i}\t{reason}\n" for i, reason in skipped))
 
 
 # --- what a run leaves ------------------------------------------------------------------------------------------------

@@ -1,18 +1,23 @@
 """A sweep that resumes: run after run, each a command, each leaving one JSON record that is small enough to commit.
 
-  python -m launch.sweep --sweep=configs/sweeps/quickstart.py --workdir=runs/sweep [--records=configs/records] [--table]
+  python -m launch.sweep --sweep=configs/sweeps/NAME.py --workdir=DIR [--records=configs/records/NAME] [--jobs=1]
+  python -m launch.sweep --sweep=configs/sweeps/NAME.py --table
 
 A sweep file has get_sweep() -> {"config": FILE, "runs": {NAME: {"config.seed": 0, ...}}, "columns": {TITLE: PATH}};
 PATH is a list of keys into a record. A run that has its record is not run again, one that was interrupted goes on
-where it was. Nothing of the packages is imported: a run is what anybody would type.
+where it was, one that fails is noted in WORKDIR/sweep.log and the others go on. Ctrl-C and SIGTERM are passed on to the
+runs, which save. Nothing of the packages is imported: a run is what anybody would type.
 """
 import argparse
+import contextlib
 import json
 import math
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from scipy import stats
@@ -51,21 +56,100 @@ def command(config: str, workdir: Path, overrides: dict) -> list:
   return [sys.executable, "-m", "align.main", f"--config={config}", f"--workdir={workdir}", *given]
 
 
-def run(sweep: dict, workdir: Path, records: Path, make=command) -> dict:
-  """Runs what has no record yet -> {name: exit code} of those that did not finish. `make` makes a run's command."""
-  failed = {}
-  for number, (name, overrides) in enumerate(sweep["runs"].items(), 1):
-    if (records / f"{name}.json").is_file():
-      continue
-    print(f"({number}/{len(sweep['runs'])}) {name}", flush=True)
-    code = subprocess.run(make(sweep["config"], workdir / name, overrides)).returncode
-    if code:
-      failed[name] = code
-      if code == RESUMABLE:
-        break
-      continue
-    write(records / f"{name}.json", record(json.loads((workdir / name / "results.json").read_text()), overrides))
-  return failed
+def recorded(records: Path, name: str, overrides: dict) -> dict | None:
+  """The record of a run, None where it has none. ValueError on one that cannot be read or is of another run."""
+  path = records / f"{name}.json"
+  if not path.is_file():
+    return None
+  try:
+    found = json.loads(path.read_text())
+    made = found["overrides"]
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f"record {str(path)!r} cannot be read ({error!r}); it must be JSON with its overrides: remove it "
+                     "to run it again") from error
+  if made != json.loads(json.dumps(overrides)):
+    raise ValueError(f"record {str(path)!r} was made with {made}, but run {name!r} of the sweep is {overrides}; both "
+                     "must be the same: rename the run, or remove the record")
+  return found
+
+
+@contextlib.contextmanager
+def listening():
+  """Within it Ctrl-C and SIGTERM are only noted; yields the list of those that came."""
+  asked = []
+  before = {number: signal.signal(number, lambda n, frame: asked.append(n)) for number in (signal.SIGINT,
+                                                                                           signal.SIGTERM)}
+  try:
+    yield asked
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def interrupt(running: dict) -> None:
+  """Asks every child to save and stop, by SIGINT whichever signal came: a run answers it also outside training."""
+  for child in running.values():
+    child.send_signal(signal.SIGINT)
+
+
+def run(sweep: dict, workdir: Path, records: Path, make=command, jobs: int = 1) -> dict:
+  """Runs what has no record yet, `jobs` at a time -> {name: exit code} of those that did not finish.
+
+  After a run that was stopped none is started. `make` makes a run's command. With several jobs each writes its output
+  to WORKDIR/NAME.log."""
+  runs, running, failed, told = sweep["runs"], {}, {}, 0
+  waiting = [name for name, overrides in runs.items() if recorded(records, name, overrides) is None]
+  with listening() as asked:
+    try:
+      while running or waiting and not asked and RESUMABLE not in failed.values():
+        if waiting and len(running) < jobs and not asked and RESUMABLE not in failed.values():
+          name = waiting.pop(0)
+          print(f"({list(runs).index(name) + 1}/{len(runs)}) {name}", flush=True)
+          running[name] = start(make(sweep["config"], workdir / name, runs[name]), workdir / f"{name}.log", jobs > 1)
+          continue
+        if len(asked) > told:
+          told = len(asked)
+          interrupt(running)
+        time.sleep(0.05)
+        for name in [name for name, child in running.items() if child.poll() is not None]:
+          code = running.pop(name).returncode
+          failed[name] = RESUMABLE if code and asked else code or keep(workdir, records, name, runs[name])
+          if failed[name]:
+            note(workdir, f"{name} ended with exit code {code or failed[name]}")
+    finally:
+      interrupt(running)  # none is left, unless something above raised
+  if asked and waiting and RESUMABLE not in failed.values():  # it came between two runs
+    failed[waiting[0]] = RESUMABLE
+  return {name: code for name, code in failed.items() if code}
+
+
+def start(arguments: list, log: Path, is_apart: bool) -> subprocess.Popen:
+  """A child in a group of its own, so that a terminal's Ctrl-C reaches it through us, once. Its output goes to the log
+  where it runs apart, else to ours."""
+  log.parent.mkdir(parents=True, exist_ok=True)
+  if not is_apart:
+    return subprocess.Popen(arguments, process_group=0)
+  with open(log, "ab") as out:
+    return subprocess.Popen(arguments, process_group=0, stdout=out, stderr=subprocess.STDOUT)
+
+
+def keep(workdir: Path, records: Path, name: str, overrides: dict) -> int:
+  """Writes the record of a run that ended well; 1 where it left no results that can be read."""
+  path = workdir / name / "results.json"
+  try:
+    results = json.loads(path.read_text())
+  except (OSError, ValueError) as error:
+    note(workdir, f"{name}: no results in {str(path)!r} ({error}); the config must end in an evaluation, correct it")
+    return 1
+  write(records / f"{name}.json", record(results, overrides))
+  return 0
+
+
+def note(workdir: Path, text: str) -> None:
+  """A line for WORKDIR/sweep.log."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  with open(workdir / "sweep.log", "a") as log:
+    log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 
 def write(path: Path, value: dict) -> None:
@@ -94,8 +178,8 @@ def interval(values: list) -> tuple:
 
 def table(sweep: dict, records: Path) -> str:
   """Markdown: a row a run, and the mean over runs with its t-interval."""
-  found = {name: json.loads((records / f"{name}.json").read_text()) for name in sweep["runs"]
-           if (records / f"{name}.json").is_file()}
+  every = {name: recorded(records, name, overrides) for name, overrides in sweep["runs"].items()}
+  found = {name: one for name, one in every.items() if one is not None}
   titles, rows = list(sweep["columns"]), []
   for name, one in found.items():
     values = [reach(one, sweep["columns"][title]) for title in titles]
@@ -117,16 +201,19 @@ def main(argv: list | None = None) -> int:
   parser.add_argument("--sweep", required=True, help="file that defines get_sweep()")
   parser.add_argument("--workdir", default="runs/sweep", help="folder of the runs")
   parser.add_argument("--records", help="folder of the records, by default configs/records/NAME OF THE SWEEP")
+  parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
   parser.add_argument("--table", action="store_true", help="print the table of what is recorded and run nothing")
   args = parser.parse_args(argv)
   try:
+    if args.jobs < 1:
+      raise ValueError(f"--jobs = {args.jobs} must be at least 1; 1 is usual, on a machine that one run fills")
     sweep = load(args.sweep)
+    records = Path(args.records or Path("configs/records") / Path(args.sweep).stem)
+    failed = {} if args.table else run(sweep, Path(args.workdir), records, jobs=args.jobs)
+    print(table(sweep, records))
   except ValueError as error:
     print(f"error: {error}", file=sys.stderr)
     return 2
-  records = Path(args.records or Path("configs/records") / Path(args.sweep).stem)
-  failed = {} if args.table else run(sweep, Path(args.workdir), records)
-  print(table(sweep, records))
   for name, code in failed.items():
     print(f"{name} ended with exit code {code}" + ("; the same command continues" if code == RESUMABLE else ""),
           file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets
 from array_record.python import array_record_module
+from google.protobuf import json_format
 
 from align.build import UserError
 from align.data import Source, Unreadable, clean
@@ -80,7 +81,11 @@ def _builder(path):
     if len(found) != 1:
       raise UserError(f"folder {str(path)!r} holds {len(found) or 'no'} prepared data "
                       f"set{'s' if len(found) > 1 else ''}; give the folder of one version, with its dataset_info.json")
-    return tensorflow_datasets.builder_from_directory(found[0].parent)
+    try:
+      return tensorflow_datasets.builder_from_directory(found[0].parent)
+    except (ValueError, OSError, json_format.ParseError) as error:
+      raise UserError(f"data set {str(found[0].parent)!r}: dataset_info.json or features.json is damaged or missing "
+                      f"({error}); copy them again, or prepare the data set anew") from None
   try:
     return tensorflow_datasets.builder(path)
   except (tensorflow_datasets.core.DatasetNotFoundError, ValueError):

@@ -8,7 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from align.build import UserError
 from align.core import Policy, Rollout, Step
 from diffusion import generator, sample
 from diffusion.core import expand, fold, mean_elements, normal
@@ -31,6 +33,15 @@ def law_of_t(name: str, mean: float, std: float, shift: float):
   return draw
 
 
+def check_shape(name: str, batch: dict, shape: tuple) -> None:
+  """Refuses media [B H W C] of another shape than the policy's own (H, W, C)."""
+  found = np.shape(batch[name])[1:] if name in batch else shape
+  if found != shape:
+    raise UserError(f"data entry {name!r} is {' x '.join(map(str, found))}, but the policy makes "
+                    f"{' x '.join(map(str, shape))} (height x width x channels); make config.data and "
+                    "config.policy.size, config.policy.channels agree")
+
+
 def make(net: Any, text: Any, process: Any, kernel: str = "ode", tokens: str = "words", length: int = 16,
          size: int = 16, channels: int = 3, steps: int = 10, eta: float = 0.0, guidance: float = 1.0,
          law: str = "logit_normal", law_mean: float = 0.0, law_std: float = 1.0, law_shift: float = 1.0) -> Policy:
@@ -39,6 +50,8 @@ def make(net: Any, text: Any, process: Any, kernel: str = "ode", tokens: str = "
   draw_t = law_of_t(law, law_mean, law_std, law_shift)
 
   def prepare(batch):
+    for name in ("media", "win", "lose"):
+      check_shape(name, batch, g.shape)
     return {**batch, "cond": g.encode(batch["prompt"])} if "prompt" in batch else batch
 
   def embed(view, batch, keys):

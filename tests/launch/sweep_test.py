@@ -1,6 +1,10 @@
 """The sweep runner with commands that cost nothing; what it runs in earnest is tested by quickstart_test."""
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -53,6 +57,77 @@ def test_a_stopped_run_stops_the_sweep_and_is_the_next_to_go_on(tmp_path):
   assert sweep.run(made(), tmp_path / "w", tmp_path / "r", make) == {} and called == ["s0", "s1", "s1", "s2"]
 
 
+STOPPABLE = """
+import pathlib, signal, sys, time
+asked = []
+signal.signal(signal.SIGINT, lambda *a: asked.append(1))
+pathlib.Path("up").touch()
+while not asked:
+  time.sleep(0.02)
+time.sleep(1)
+pathlib.Path("saved").touch()
+sys.exit(75)
+"""
+DRIVER = """
+import pathlib, sys
+from launch import sweep
+here = pathlib.Path()
+runs = {"config": "c", "runs": {"a": {}, "b": {}}, "columns": {}}
+failed = sweep.run(runs, here, here / "r", lambda *given: [sys.executable, "-c", sys.argv[1]])
+print(failed)
+sys.exit(max(failed.values()))
+"""
+
+
+@pytest.mark.parametrize("number, to_all", [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)])
+def test_a_signal_reaches_the_run_which_saves_before_the_sweep_ends(number, to_all, tmp_path):
+  """Ctrl-C goes to the terminal's whole group, a cluster's signal to the sweep alone."""
+  env = {**os.environ, "PYTHONPATH": os.getcwd()}
+  job = subprocess.Popen([sys.executable, "-c", DRIVER, STOPPABLE], cwd=tmp_path, env=env, start_new_session=True,
+                         stdout=subprocess.PIPE, text=True)
+  began = time.monotonic()
+  while not (tmp_path / "up").exists() and time.monotonic() < began + 60:
+    time.sleep(0.02)
+  (os.killpg if to_all else os.kill)(job.pid, number)
+  said = job.communicate(timeout=60)[0]
+  assert job.returncode == 75 and "{'a': 75}" in said and (tmp_path / "saved").exists() and "(2/2)" not in said
+
+
+def test_several_at_a_time_each_with_its_own_output(tmp_path):
+  """Each waits until the other is there too, so in turn they would never end well."""
+  code = ("import json, pathlib, sys, time\nme, end = pathlib.Path(sys.argv[1]), time.monotonic() + 30\n"
+          "me.mkdir(parents=True)\nprint('I am', me.name)\n"
+          "while not all((me.parent / n).exists() for n in 'ab'):\n  assert time.monotonic() < end\n"
+          "(me / 'results.json').write_text('{}')")
+  make = lambda config, workdir, overrides: [sys.executable, "-c", code, str(workdir)]
+  assert sweep.run(made("ab"), tmp_path / "w", tmp_path / "r", make, jobs=2) == {}
+  assert [(tmp_path / f"w/{n}.log").read_text() for n in "ab"] == ["I am a\n", "I am b\n"]
+
+
+def test_a_failure_is_in_the_log_and_so_is_a_run_that_left_no_results(tmp_path, capfd):
+  make, _ = commands({"s0": 3}, tmp_path)
+  bare = lambda config, workdir, overrides: [sys.executable, "-c", ""]
+  choose = lambda *given: (bare if given[1].name == "s1" else make)(*given)
+  assert sweep.run(made(), tmp_path / "w", tmp_path / "r", choose) == {"s0": 3, "s1": 1}
+  log = (tmp_path / "w/sweep.log").read_text()
+  assert "s0 ended with exit code 3" in log and "s1: no results in" in log and "must end in an evaluation" in log
+  assert "s2" not in log and (tmp_path / "r/s2.json").exists()
+
+
+def test_a_record_of_another_run_is_refused_rather_than_counted(tmp_path):
+  make, called = commands({}, tmp_path)
+  sweep.run(made(("s0",)), tmp_path / "w", tmp_path / "r", make)
+  changed = {**made(("s0",)), "runs": {"s0": {"config.seed": 7}}}
+  for use in (lambda: sweep.run(changed, tmp_path / "w", tmp_path / "r", make),
+              lambda: sweep.table(changed, tmp_path / "r")):
+    with pytest.raises(ValueError, match="'config.seed': 0.*'config.seed': 7.*remove the record"):
+      use()
+  (tmp_path / "r/s0.json").write_text('{"overrides": ')
+  with pytest.raises(ValueError, match="s0.json.*cannot be read"):
+    sweep.table(changed, tmp_path / "r")
+  assert called == ["s0"]
+
+
 def test_the_table_has_the_t_interval(tmp_path):
   make, _ = commands({}, tmp_path)
   sweep.run(made(("s0", "s1", "s2")), tmp_path / "w", tmp_path / "r", make)
@@ -69,6 +144,11 @@ def test_a_file_that_is_no_sweep_is_refused(text, message, tmp_path, capsys):
   if text:
     path.write_text(text)
   assert sweep.main([f"--sweep={path}"]) == 2 and message in capsys.readouterr().err
+
+
+def test_no_jobs_are_refused(capsys):
+  assert sweep.main(["--sweep=configs/sweeps/quickstart.py", "--jobs=0"]) == 2
+  assert "--jobs = 0 must be at least 1" in capsys.readouterr().err
 
 
 def test_the_shipped_sweep_fixes_its_seeds():
