@@ -8,7 +8,10 @@
 
 A masked sample gets 0 and is left out of the statistics. Where the rewards of a prompt are all equal the advantage is 0
 exactly: in float32 their mean rounds, and dividing that by std + 1e-8 would turn it into values of order 1.
-Left out: win rates (they need a pairwise judge).
+  win_rate  the share of the prompt's other samples that a sample beats, a tie counts half (Pref-GRPO, 2508.20751): a
+            reward in [0, 1] whose spread no longer depends on how finely a judge scores
+
+Left out: win rates of pairwise judges, which are rewards of their own.
 """
 from typing import Any, NamedTuple
 
@@ -69,6 +72,23 @@ def gdpo(rewards: dict, weights: dict | None = None, valid: Any = None, *, ddof:
   moved = (total != 0).any(-1, keepdims=True)  # a prompt without a difference stays at 0
   advantage = jnp.where(valid & moved & ~same, (total - mean) / (std + delta), 0.0)
   return advantage if clip is None else jnp.clip(advantage, -clip, clip)
+
+
+def win_rate(rewards: Any, valid: Any = None, *, margin: float = 0.0) -> Any:
+  """[P G] -> [P G]: the share of valid others of the prompt that score lower; differences up to `margin` are ties.
+
+  A sample without valid others has 1/2, an invalid one 0."""
+  if margin < 0:
+    raise ValueError(f"win margin = {margin} must be at least 0, in units of the reward; 0 counts exact ties only")
+  r = jnp.asarray(rewards, jnp.float32)
+  valid = jnp.ones(r.shape, bool) if valid is None else jnp.asarray(valid, bool)
+  r = jnp.where(valid, r, 0)
+  difference = r[:, :, None] - r[:, None, :]
+  won = jnp.where(jnp.abs(difference) <= margin, 0.5, difference > 0)
+  others = valid[:, None, :] & ~jnp.eye(r.shape[-1], dtype=bool)
+  count = others.sum(-1)
+  rate = jnp.where(others, won, 0).sum(-1) / jnp.maximum(count, 1)
+  return jnp.where(valid, jnp.where(count > 0, rate, 0.5), 0.0)
 
 
 class Buffer(NamedTuple):

@@ -13,7 +13,8 @@ Conventions
   keys    [B] typed PRNG keys, one a sample, so that noise depends neither on the mesh nor on the batch
   params  {role: tree}; a role holds only the leaves in which it differs from `base` (see `tree.view`)
   batch   dict; `prompt` (strings) and `meta` stay on the host, everything else is an array with a leading B.
-          `cond` is what the network is conditioned on, `prompt_id` and `sample_id` [B] name a sample
+          `cond` is what the network is conditioned on, `prompt_id` and `sample_id` [B] name a sample, `experience` [B]
+          counts the experiences before this one
 """
 from typing import Any, Callable, NamedTuple
 

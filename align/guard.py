@@ -95,12 +95,32 @@ class NonFinite:
                       f"{self.limit}); {kept}: lower the learning rate, or look at the data and rewards of these steps")
 
 
+class FailedScores:
+  """Counts samples whose reward failed; a share above `limit` of at least `least` samples ends the run.
+
+  limit: in [0, 1]. An experience without any valid score is not counted here but skipped, see NonFinite.
+  """
+
+  def __init__(self, limit: float = 0.1, least: int = 100):
+    if not 0 <= limit <= 1:
+      raise UserError(f"failed = {limit}: the share of scores that may fail is in [0, 1]; .1 is usual")
+    self.limit, self.least, self.bad, self.seen = limit, least, 0, 0
+
+  def see(self, step: int, valid: float, samples: int) -> None:
+    """Takes note of an experience with this share of valid scores, not 0.
+
+    Raises: UserError above the limit: what is left is no fair sample of the prompts."""
+    self.bad, self.seen = self.bad + round((1 - valid) * samples), self.seen + samples
+    if self.seen >= self.least and self.bad > self.limit * self.seen:
+      raise UserError(f"step {step}: the reward failed on {self.bad} of {self.seen} samples, at most "
+                      f"{self.limit:.0%} may; look at what it is asked and what it answers, or raise config.failed")
+
+
 def check_scores(scores):
   """(scores with every sample masked whose total is not finite, how many those were, whether any valid one is left).
 
   A masked sample keeps its place with a total of 0, so that arithmetic stays finite; `valid` alone says what counts.
-  Parts
-  stay as they are: they are only logged. Traced or on host arrays. Where none is valid, count the experience as
+  Parts stay as they are: they are only logged. Traced or on host arrays. Where none is valid, count the experience as
   skipped.
   """
   bad = scores.valid & ~jnp.isfinite(scores.total)

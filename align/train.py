@@ -5,8 +5,6 @@ runs. Offline methods are the case without a rollout, training a reward is the c
 """
 import contextlib
 import functools
-import json
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,132 +15,14 @@ import optax
 from absl import logging
 
 from align import build, checkpoint, guard, metrics, shard, tree
+from align import calibrate as calibration
 from align import data as batches
 from align import evaluate as evaluation
 from align import lora as adapters
 from align.algorithms.base import sample_keys
+from align.assemble import Parts, Place, assemble, begin, changing, outline, place
 from align.core import State
 from diffusion import folder
-
-RULES = [(r".*", "auto")]
-
-
-class Parts(NamedTuple):
-  """What a config means: functions and sources, nothing allocated."""
-  policy: Any
-  reward: Any
-  algorithm: Any
-  source: Any
-  optimizer: Any
-  mesh: Any
-  measure: Any        # (params) -> (scalars, images) on held-out prompts, or None
-
-
-class Place(NamedTuple):
-  """Shapes and shardings of a run."""
-  shapes: Any         # {role: tree} of everything that has parameters
-  shardings: Any
-  trained: str        # regex over "role/leaf"
-
-
-# --- config -> functions ---------------------------------------------------------------------------------------------
-
-
-def run(config: dict, workdir: str) -> dict:
-  """The task entry: trains with the resolved config."""
-  return train(workdir, **{k: v for k, v in config.items() if k != "task"})
-
-
-def assemble(seed, policy, lora, algorithm, reward, data, optim, mesh, evaluate, steps, group) -> Parts:
-  made = build.build("align.policies", policy) if policy else None
-  if made and lora:
-    made = adapters.wrap(made, **lora)
-  judge = build.build("rewards", reward) if reward else None
-  taken = build.schema(build.locate("align.algorithms", algorithm["name"], "config.algorithm"))[0]
-  method = build.build("align.algorithms", algorithm, made, judge, **({"group": group} if "group" in taken else {}))
-  length = {} if optim.get("total_steps") else {"total_steps": steps}
-  optimizer = build.build("align.optim", optim, **length)
-  measure = evaluation.probe(made, seed, **evaluate) if evaluate else None
-  source = build.build("align.datasets", data) if data else None
-  return Parts(made, judge, method, source, optimizer, shard.mesh(**mesh), measure)
-
-
-def place(parts: Parts, trained: str) -> Place:
-  shapes = jax.eval_shape(functools.partial(initial, parts, trained), jax.random.key(0))
-  names = tree.flatten(shapes)
-  if not any(re.search(trained, name) for name in names):
-    raise build.UserError(f"config.trained = {trained!r} matches none of the {len(names)} parameters; names look like "
-                          f"{', '.join(list(names)[:3])}; it is a regular expression over role/leaf")
-  return Place(shapes, shard.specs(shapes, RULES, parts.mesh), trained)
-
-
-def initial(parts: Parts, trained: str, key) -> dict:
-  """{role: tree}: the base, what is trained of it, rewards, an algorithm's own networks, and the followers."""
-  keys = jax.random.split(key, 3)
-  roles = {}
-  if parts.policy:
-    whole = parts.policy.init(keys[0])
-    roles["base"], roles["policy"] = base_and_policy(whole, trained)
-  if parts.reward:
-    judged = parts.reward.init(keys[1])
-    roles |= {"reward": judged} if judged else {}
-  for i, (role, init) in enumerate(parts.algorithm.nets.items()):
-    roles[role] = init(jax.random.fold_in(keys[2], i))
-  return follow_from(roles, parts.algorithm.follow)
-
-
-def base_and_policy(whole: dict, trained: str) -> tuple[dict, dict]:
-  """The role `policy` holds what is trained; adapters are no part of the base, so that the reference is the base."""
-  chosen, _ = tree.partition({"policy": whole}, trained)
-  return {k: v for k, v in whole.items() if k != "lora"}, chosen.get("policy", {})
-
-
-def follow_from(roles: dict, follow: dict) -> dict:
-  return {**roles, **{role: roles[source] for role, (source, _, _) in follow.items()}}
-
-
-def load_start(shapes: dict, start: dict, trained: str) -> dict:
-  """{name: leaf} of what a run begins from: {"policy": model, "reward": model, "reward/NAME": model}."""
-  known, found = tree.flatten(shapes), {}
-  for role, model in (start or {}).items():
-    target = "base" if role == "policy" else role
-    if not any(name.startswith(target + "/") for name in known):
-      raise build.UserError(f"config.start.{role}: this run has no parameters called {role!r}; it has "
-                            f"{', '.join(sorted(shapes))}")
-    inside = functools.reduce(lambda t, k: t[k], target.split("/"), shapes)
-    with build.blame(f"config.start.{role}"):
-      loaded = folder.load(model, role.split("/")[0], like=inside)
-    found |= {f"{target}/{name}": leaf for name, leaf in tree.flatten(loaded).items()}
-    if role == "policy":
-      own = base_and_policy(loaded, trained)[1]
-      found |= {f"policy/{name}": leaf for name, leaf in tree.flatten(own).items()}
-  return found
-
-
-def begin(parts: Parts, where: Place, seed: int, start: dict) -> dict:
-  """Parameters of every role, on their shards; only what is not loaded is computed, followers are copies."""
-  loaded = load_start(where.shapes, start, where.trained)
-  places = tree.flatten(where.shardings)
-  copied = {name: source + name[len(role):] for role, (source, _, _) in parts.algorithm.follow.items()
-            for name in places if name.startswith(role + "/")}
-  wanted = [name for name in places if name not in loaded and name not in copied]
-
-  def fresh(key):
-    made = tree.flatten(initial(parts, where.trained, key))
-    return {name: made[name] for name in wanted}
-
-  flat = jax.jit(fresh, out_shardings={name: places[name] for name in wanted})(jax.random.key(seed)) if wanted else {}
-  flat |= {name: shard.place(leaf, places[name]) for name, leaf in loaded.items()}
-  flat |= {name: jnp.copy(flat[source]) for name, source in copied.items()}
-  # base and policy may share an output of the program above, and what is donated must not be shared
-  return jax.tree.map(jnp.copy, tree.unflatten(flat))
-
-
-def changing(parts: Parts, trained: str, roles: dict) -> tuple[dict, dict]:
-  """(what the state holds: trained leaves and followers, what is frozen)."""
-  pattern = "|".join([trained] + [f"^{role}/" for role in parts.algorithm.follow])
-  return tree.partition(roles, pattern)
-
 
 # --- one update ------------------------------------------------------------------------------------------------------
 
@@ -233,16 +113,17 @@ def compile_(parts: Parts, where: Place, micro: int, state: State) -> Compiled:
                   jax.jit(follow, donate_argnums=0, out_shardings=laid))
 
 
-def prepared(parts: Parts, batch: dict) -> tuple[dict, dict]:
-  """(arrays, what stays on the host) of a batch as the stream gave it, tokenised and templated."""
+def prepared(parts: Parts, batch: dict, experience: int = 0) -> tuple[dict, dict]:
+  """(arrays, what stays on the host) of a batch as the stream gave it, tokenised, templated and numbered."""
   for part in (parts.policy, parts.reward):
     batch = part.prepare(batch) if part else batch
-  return batches.numeric(batch)
+  arrays, host = batches.numeric(batch)
+  return {**arrays, "experience": np.full(len(arrays["prompt_id"]), experience, np.int32)}, host
 
 
 def gather(parts: Parts, do: Compiled, state: State, frozen: dict, batch: dict, key, step: int):
   """One experience: (memory for its updates, metrics), or (None, metrics) where no sample has a valid score."""
-  arrays, host = prepared(parts, batch)
+  arrays, host = prepared(parts, batch, step // parts.algorithm.updates)
   arrays = shard.put_batch(arrays, parts.mesh)
   params, keys = {**frozen, **state.params}, sample_keys(key, arrays)
   arrays = do.embed(params, arrays, keys)
@@ -272,11 +153,21 @@ def scored(parts: Parts, do: Compiled, params, host, arrays, media, keys, step):
 # --- the run ---------------------------------------------------------------------------------------------------------
 
 
+def run(config: dict, workdir: str) -> dict:
+  """The task entry: trains with the resolved config."""
+  return train(workdir, **{k: v for k, v in config.items() if k != "task"})
+
+
+def plan(config: dict) -> str:
+  """What --print shows."""
+  return outline(config)
+
+
 def train(workdir: str, *, steps: int, data: dict, algorithm: dict, policy: dict = None, reward: dict = None,
           optim: dict = None, batch: int = 8, group: int = 1, micro: int = 1, drop: float = 0.0,
           trained: str = "^policy/", lora: dict = None, start: dict = None, seed: int = 0, mesh: dict = None,
           log_every: int = 10, save_every: int = 500, keep: int = 2, evaluate: dict = None, patience: int = 5,
-          export: str = None) -> dict:
+          failed: float = 0.1, calibrate: int = 256, export: str = None) -> dict:
   """Runs `steps` updates and exports the result; called again with the same workdir it continues.
 
   Args:
@@ -284,7 +175,9 @@ def train(workdir: str, *, steps: int, data: dict, algorithm: dict, policy: dict
       is accumulated from. drop: share of captions replaced by "" (for guidance). trained: regex over "role/leaf".
     lora: None, or options of align.lora.wrap. start: weights to begin from, {role: workdir, folder or shipped name}.
     evaluate: None, or {"every": updates, ...options of evaluate.probe}. patience: non-finite updates in a row that
-      stop the run. export: the role that is exported, by default `ema` where there is one.
+      stop the run. failed: share of samples whose reward may fail. calibrate: samples of the base that set a reward's
+      statistics, where it asks for some (mixtures with normalise "frozen"). export: the role that is exported, by
+      default `ema` where there is one.
   """
   workdir, evaluate = Path(workdir), dict(evaluate or {})
   parts = assemble(seed, policy, lora, algorithm, reward, data, optim or {"name": "adamw"}, mesh or {}, evaluate, steps,
@@ -292,6 +185,10 @@ def train(workdir: str, *, steps: int, data: dict, algorithm: dict, policy: dict
   where = place(parts, trained)
   stream = batches.batches(parts.source, batch, group=group, seed=seed, drop=drop)
   roles = begin(parts, where, seed, start)
+  if parts.reward and parts.reward.calibrate:
+    found = calibration.calibrated(parts.policy, parts.reward, roles, parts.source, workdir, samples=calibrate,
+                                   batch=batch * group, seed=seed)
+    roles = {**found, "reward": shard.put(found["reward"], where.shardings["reward"])}
   moving, frozen = changing(parts, trained, roles)
   saved = checkpoint.open_(workdir, keep=keep)
   state = resume(saved, parts, stream, moving, frozen, where)
@@ -299,7 +196,8 @@ def train(workdir: str, *, steps: int, data: dict, algorithm: dict, policy: dict
   do = compile_(parts, where, micro, state)
   first = int(state.step)
   writer, progress = metrics.writer(workdir, resume_step=first), metrics.Progress(steps, initial=first)
-  watch = Watch(writer, guard.NonFinite(patience), progress, saved, log_every, save_every, evaluate.get("every", 0))
+  watch = Watch(writer, guard.NonFinite(patience), guard.FailedScores(failed), progress, saved, log_every, save_every,
+                evaluate.get("every", 0))
   try:
     with guard.signals():
       state = loop(parts, do, stream, state, frozen, watch, jax.random.key(seed), steps)
@@ -363,6 +261,7 @@ class Watch(NamedTuple):
   """What looks on while a run trains."""
   writer: Any
   failures: Any       # guard.NonFinite
+  scores: Any         # guard.FailedScores
   progress: Any       # metrics.Progress
   saved: Any          # checkpoint.Checkpoints
   log_every: int
@@ -380,11 +279,14 @@ def loop(parts: Parts, do: Compiled, stream, state: State, frozen: dict, watch: 
     inside = step % updates
     key = jax.random.fold_in(root, step // updates)
     if inside == 0:
-      memory, out = gather(parts, do, state, frozen, stream.next(), key, step)
+      batch = stream.next()
+      memory, out = gather(parts, do, state, frozen, batch, key, step)
       watch.writer.write_scalars(step, read(out, "experience/")) if out else None
       if memory is None:
         watch.failures.see(step, True, {"every reward": np.nan}, watch.saved.steps())
         continue
+      if "valid" in out:
+        watch.scores.see(step, float(out["valid"]), jax.process_count() * len(batch["prompt_id"]))
       state = state._replace(memory=memory)
     update_key = jax.random.fold_in(jax.random.fold_in(root, 1 << 30), step)
     state, out = do.update(state, frozen, jnp.int32(inside), key, update_key)
@@ -461,25 +363,3 @@ def export_run(workdir: Path, parts: Parts, state, frozen, policy, reward, role)
 def generator_options(policy: dict) -> dict:
   """The part of a policy's description that a sampler needs: not how its noise levels were drawn in training."""
   return {k: v for k, v in policy.items() if not k.startswith("law")}
-
-
-def plan(config: dict) -> str:
-  """What --print shows: the resolved config, the parameter table and the batch arithmetic; nothing is allocated."""
-  options = {k: v for k, v in config.items() if k != "task"}
-  pick = lambda k, default: options.get(k) or default
-  parts = assemble(pick("seed", 0), options.get("policy"), options.get("lora"), options["algorithm"],
-                   options.get("reward"), None, pick("optim", {"name": "adamw"}), pick("mesh", {}), {},
-                   options["steps"], options["group"])
-  where = place(parts, options["trained"])
-  specs = tree.flatten(where.shardings)
-  rows = [("parameter", "shape", "dtype", "sharding", "trained")]
-  rows += [(name, "x".join(map(str, leaf.shape)) or "-", str(leaf.dtype), str(specs[name].spec),
-            "yes" if re.search(where.trained, name) else "") for name, leaf in tree.flatten(where.shapes).items()]
-  chosen, _ = tree.partition(where.shapes, where.trained)
-  updates, samples = parts.algorithm.updates, options["batch"] * options["group"]
-  arithmetic = (f"{options['batch']} prompts x {options['group']} samples = {samples} samples an experience; "
-                f"{updates} updates an experience, each in {options['micro']} pieces; {options['steps']} updates in "
-                f"all = {-(-options['steps'] // updates)} experiences = {-(-options['steps'] // updates) * samples} "
-                "samples")
-  return "\n\n".join([json.dumps(config, indent=1, default=str), build.table(rows),
-                      f"{tree.count(where.shapes):,} parameters, {tree.count(chosen):,} trained", arithmetic])

@@ -51,16 +51,31 @@ def chain(predict: Callable, process: Process, kernel: Kernel, x, times, etas, k
   the times, not the seed, on. Returns x at times[-1], and the kept moves or None.
   """
   batch, steps = x.shape[0], len(times) - 1
+  times, etas = jnp.asarray(times, jnp.float32), jnp.broadcast_to(jnp.asarray(etas, jnp.float32), (steps,))
+  x = x.astype(jnp.float32)
+
+  def one(x, carry, i):
+    t = jnp.broadcast_to(times[i], (batch,))
+    return move(process, kernel, x, predict(x, t), t, times[i + 1], fold(keys, i + 1), etas[i], None, carry)
+
+  few = keep is not None and 2 * jnp.shape(keep)[-1] < steps  # then a place for each beats a stack of all
+  place = jnp.broadcast_to(jnp.asarray(keep), (batch, jnp.shape(keep)[-1])) if few else None
 
   def body(state, i):
-    x, carry = state
-    t = jnp.broadcast_to(times[i], (batch,))
-    moved, carry = move(process, kernel, x, predict(x, t), t, times[i + 1], fold(keys, i + 1), etas[i], None, carry)
-    return (moved.nxt, carry), (None if keep is None else moved)
+    x, carry, held = state
+    moved, carry = one(x, carry, i)
+    held = jax.tree.map(lambda h, m: put(h, m, place == i), held, moved) if few else ()
+    return (moved.nxt, carry, held), (moved if keep is not None and not few else None)
 
-  times, etas = jnp.asarray(times, jnp.float32), jnp.broadcast_to(jnp.asarray(etas, jnp.float32), (steps,))
-  (x, _), moves = jax.lax.scan(body, (x.astype(jnp.float32), kernel.carry(x)), jnp.arange(steps))
-  return x, (None if keep is None else kept(moves, keep))
+  held = () if not few else jax.tree.map(lambda s: jnp.zeros((batch, place.shape[1]) + s.shape[1:], s.dtype),
+                                         jax.eval_shape(one, x, kernel.carry(x), 0)[0])
+  (x, _, held), moves = jax.lax.scan(body, (x, kernel.carry(x), held), jnp.arange(steps))
+  return x, (None if keep is None else held if few else kept(moves, keep))
+
+
+def put(held, moved, here):
+  """held [B K ...] with moved [B ...] in the places where here [B K] is true."""
+  return jnp.where(here.reshape(here.shape + (1,) * (moved.ndim - 1)), moved[:, None], held)
 
 
 def kept(moves: Move, keep) -> Move:

@@ -21,3 +21,4 @@ class Reward(NamedTuple):
   where: str         # "host" | "device" | "gradient"
   frames: Any        # None, or which frames of a clip it looks at
   fit: Any = None    # None, or how it is trained: (view, batch, keys) -> (loss [B], metrics {name: [B]})
+  calibrate: Any = None  # None, or ({part: scores [N] of the samples a run begins from}) -> its leaves under "mix"

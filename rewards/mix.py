@@ -3,7 +3,8 @@
   none        weights times scores as they are
   batch       z-score over the valid samples of the call
   group       z-score over those of each prompt (DanceGRPO, MixGRPO); runs of samples that begin with sample_id 0
-  frozen      z-score by stored statistics, leaves mix/NAME/mean and std, set once from base samples (`calibration`)
+  frozen      z-score by stored statistics, leaves mix/NAME/mean and std, set once from samples of the base when a run
+              begins (`calibration`), the form for a composite of several rewards
 
 A sample that one part could not score is invalid as a whole. The mixture may be called where its least capable part
 may. Left out: GDPO, which needs the parts and lives with the advantages.
@@ -106,4 +107,5 @@ def make(rewards: dict, weights: dict | None = None, normalise: str = "none") ->
       parts |= {name: scores.total} | {f"{name}/{k}": v for k, v in scores.parts.items()}
     return Scores(jnp.asarray(total, jnp.float32), parts, valid)
 
-  return Reward(init, prepare, score, where, next(iter(frames.values())) if len(frames) == 1 else None)
+  calibrate = (lambda totals: calibration({name: totals[name] for name in rewards})) if normalise == "frozen" else None
+  return Reward(init, prepare, score, where, next(iter(frames.values())) if len(frames) == 1 else None, None, calibrate)

@@ -85,8 +85,26 @@ def media_of(batch: dict, name: str, algorithm: str) -> Any:
 
 
 def levels(policy: Any, keys: Any) -> Any:
-  """The noise levels [B] that policy.log_prob would draw from these keys, so that they can be reported."""
-  return policy.law(fold(keys, 0))
+  """The noise levels [B] that policy.log_prob would draw from these keys, so that they can be reported; None of tokens,
+  which have none."""
+  return None if policy.law is None else policy.law(fold(keys, 0))
+
+
+def check_diffusion(algorithm: str, policy: Any) -> None:
+  """Refuses a policy of tokens where an algorithm needs noise levels."""
+  if policy.process is None:
+    raise ValueError(f"policy.process = None: {algorithm!r} works on noise levels, and this policy makes tokens; "
+                     "choose a diffusion policy, or 'grpo', 'dpo', 'rwr' or 'sft', which serve tokens too")
+
+
+def chain(policy: Any, steps: int, **more: Any) -> dict:
+  """Options of policy.sample for a chain of `steps`; tokens have their own length and none of these."""
+  return {} if policy.process is None else {"steps": steps, **more}
+
+
+def rows(values: Any, group: int) -> Any:
+  """[B ...] -> [B / group, group, ...]."""
+  return values.reshape((-1, group) + values.shape[1:])
 
 
 def repeat(tree: Any, times: int) -> Any:

@@ -5,7 +5,10 @@
 so that the factor -0.5 beta of the released code is in l, and errors are means, as there. Winner and loser share noise
 level and noise. Published beta on means: 2000 (SD1.5), 5000 (SDXL), 100 (Flow-DPO in flow_grpo's code); a beta on sums
 is beta_mean / D, so that 500 on the sum over a latent of D = 65,536 would be 3.3e7 here. `weighting` "time" is
-Flow-DPO's derived beta (1 - t)^2, which its authors found to hack the reward; they keep "constant".
+Flow-DPO's derived beta (1 - t)^2, which its authors found to hack the reward; they keep "constant". `gamma` < 1 weighs
+beta_t by the discount of Dense Reward (2402.08265) at the step of a chain of `chain` steps that starts at t: the
+discounted return of the chain, with Jensen's inequality moving the mean over steps out of the logarithm as in
+Diffusion-DPO. Tokens have no t: their log-probability is an exact sum, and a published beta is .1 (2305.18290).
 
 Online (flow_grpo's OnlineDPO): the best and the worst of each prompt's samples are a pair, no pair where all are equal.
 Left out: guidance in the loss, the variant on |y - y_ref|, independent flips of the two images.
@@ -13,6 +16,7 @@ Left out: guidance in the loss, the variant on |y - y_ref|, independent flips of
 import jax
 import jax.numpy as jnp
 
+from align import discount
 from align.algorithms import base
 from align.algorithms.grpo import summary
 from align.core import Algorithm
@@ -38,12 +42,23 @@ def pair(rollout, scores, batch, group: int) -> dict:
   return {**first, "win": rollout.output[win], "lose": rollout.output[lose], "weight": weight}
 
 
-def make(policy, reward=None, *, beta: float = 100.0, weighting: str = "constant", shared_noise: bool = True,
-         online: bool = False, group: int = 1, steps: int = 10, updates: int = 1, epochs: int = 1,
-         ema: float | None = None) -> Algorithm:
+def strength(weighting: str, gamma: float, chain: int, t):
+  """beta_t / beta [B], or 1 where there is no t."""
+  if t is None:
+    return 1.0
+  return (1.0 if weighting == "constant" else (1 - t) ** 2) * discount.weight(t, gamma, chain)
+
+
+def make(policy, reward=None, *, beta: float = 100.0, weighting: str = "constant", gamma: float = 1.0, chain: int = 50,
+         shared_noise: bool = True, online: bool = False, group: int = 1, steps: int = 10, updates: int = 1,
+         epochs: int = 1, ema: float | None = None) -> Algorithm:
   """group (samples of a prompt), steps (of the sampler), updates (minibatches of pairs), epochs: online only."""
   base.check_parts("dpo", policy=policy)
   base.check_choice("weighting", weighting, WEIGHTINGS)
+  discount.check(gamma, chain)
+  if policy.process is None and (weighting != "constant" or gamma != 1):
+    raise ValueError(f"weighting = {weighting!r}, gamma = {gamma}: this policy makes tokens, which have no noise "
+                     "levels; use weighting 'constant' and gamma 1, or a diffusion policy")
   if not beta > 0:
     raise ValueError(f"beta = {beta} must be positive; 100 to 5000 are published for means over elements")
 
@@ -52,7 +67,8 @@ def make(policy, reward=None, *, beta: float = 100.0, weighting: str = "constant
     both = lambda a: jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), a)
     x = jnp.concatenate([base.media_of(batch, "win", "dpo"), base.media_of(batch, "lose", "dpo")])
     pairs = jnp.concatenate([keys, keys if shared_noise else fold(keys, 2)])
-    score = lambda parameters: policy.log_prob(parameters, both(batch["cond"]), x, pairs, both(t))
+    level = None if t is None else both(t)
+    score = lambda parameters: policy.log_prob(parameters, both(batch["cond"]), x, pairs, level)
     now = score(view(params, "policy"))
     return now - score(jax.lax.stop_gradient(view(params, "ref"))), now
 
@@ -61,7 +77,7 @@ def make(policy, reward=None, *, beta: float = 100.0, weighting: str = "constant
     t = base.levels(policy, keys)
     gain, now = gains(params, batch, t, keys)
     win, lose = jnp.split(gain, 2)
-    margin = beta * (1.0 if weighting == "constant" else (1 - t) ** 2) * (win - lose)
+    margin = beta * strength(weighting, gamma, chain, t) * (win - lose)
     weight = batch.get("weight", jnp.ones_like(margin))
     return base.weighted(-jax.nn.log_sigmoid(margin), weight), report(margin, win, lose, -2 * now, weight, t, beta)
 
@@ -71,7 +87,7 @@ def make(policy, reward=None, *, beta: float = 100.0, weighting: str = "constant
   base.check_group("dpo with online", group)
 
   def rollout(params, batch, keys):
-    return policy.sample(view(params, "policy"), batch["cond"], keys, steps=steps)
+    return policy.sample(view(params, "policy"), batch["cond"], keys, **base.chain(policy, steps))
 
   def select(params, memory, rollout, scores, batch, key):
     memory = pair(rollout, scores, batch, group)
@@ -88,6 +104,8 @@ def report(margin, win, lose, errors, weight, t, beta) -> dict:
   right = jnp.where(margin == 0, 0.5, margin > 0)
   chosen, rejected = jnp.split(errors, 2)
   mean = lambda v: base.weighted(v, weight)
-  return {"accuracy": mean(right), "margin": mean(margin), "gain_win": beta * mean(win), "gain_lose": beta * mean(lose),
-          "error_win": mean(chosen), "error_lose": mean(rejected), **base.by_level("accuracy", right, t),
-          **base.by_level("error_win", chosen, t), **base.by_level("error_lose", rejected, t)}
+  out = {"accuracy": mean(right), "margin": mean(margin), "gain_win": beta * mean(win), "gain_lose": beta * mean(lose),
+         "error_win": mean(chosen), "error_lose": mean(rejected)}
+  for name, values in (("accuracy", right), ("error_win", chosen), ("error_lose", rejected)):
+    out |= {} if t is None else base.by_level(name, values, t)
+  return out

@@ -1,5 +1,5 @@
-"""GRPO over the steps of a sampler: Flow-GRPO (2505.05470), DanceGRPO (2505.07818), MixGRPO (2507.21802), GRPO-Guard
-(2510.22319) and Flow-DPPO are options of this one file.
+"""GRPO over the decisions of a sampler: Flow-GRPO (2505.05470), DanceGRPO (2505.07818), MixGRPO (2507.21802),
+GRPO-Guard (2510.22319), Flow-DPPO, DDPO (2305.13301), and GRPO over tokens (2402.03300) are options of this one file.
 
   loss = mean_{i,k} max(-A_i rho, -A_i clip(rho, 1 - clip, 1 + clip)) + beta KL,  rho = exp(log p - log p_old)
 
@@ -8,10 +8,14 @@ Published settings, with D = 65,536 elements and log-probabilities that are mean
   Flow-GRPO-Fast   cps, eta .8, pick "window" of 2-3 with mixed, ratio "cps", clip 1e-5, beta 0
   DanceGRPO        dance_sde, eta .3, G 12, pick "random" 60 % of the steps, shared_noise, clip 1e-4,
                    std "group" ddof 1 delta 1e-8
+  MixGRPO          flow_sde, eta .7, 25 steps, G 12, pick "progressive" 4 with mixed, hold 25, shared_noise, std "group"
   GRPO-Guard       ratio "norm", reweight
+  DDPO             a ddpm process with ddim, eta 1, 50 steps, guidance 5, buffer 16 (32 in JAX), clip 1e-4, 4 updates
+  Pref-GRPO        win_margin 0, ratio "norm", std "group", flow_sde eta .7, 25 steps, G 8, shared_noise
+  tokens           clip .2, kl "k3" beta .04, std "group", per "sample" (a log-probability is that of one token)
 A clip range of 1e-4 on means is 6.6 nats on the sum: at another D, clip = 6.6 / D keeps the nats (8.5e-3 for D = 768),
 and 1e-4 sqrt(65,536 / D) the relative change of one element (9e-4); between them is where to tune.
-Left out: progressive windows over iterations, value networks, rollouts by an older policy.
+Left out: value networks (ppo.py), rollouts by an older policy, windows of uneven duration.
 """
 import math
 
@@ -25,21 +29,25 @@ from align.core import Algorithm
 from align.tree import view
 from diffusion.core import fold, normal
 
-PICKS = ("all", "first", "window", "random")
+PICKS = ("all", "first", "window", "progressive", "random")
 RATIOS = ("plain", "gaussian", "cps", "norm")
-KLS = ("code", "true", "mean", "v")
+KLS = ("code", "true", "mean", "v", "k3")
+PER = ("decision", "sample")
 
 
-def picked(pick: str, size: int, steps: int, reach: float, keys):
+def picked(pick: str, size: int, steps: int, reach: float, keys, experience=0, hold: int = 25):
   """Indices of the steps that are trained: [K], or [B K] for "random". Never the last one, which has no noise.
 
   "window": `size` steps in a row that start within the first `reach` of the chain, the same for the whole experience.
+  "progressive": such a window that moves on by one step every `hold` experiences and begins anew at the end.
   """
   last = steps - 1
   if pick == "all":
     return jnp.arange(last)
   if pick == "first":
     return jnp.arange(size)
+  if pick == "progressive":
+    return (experience // hold) % (last - size + 1) + jnp.arange(size)
   if pick == "window":
     starts = max(1, min(last - size + 1, math.ceil(reach * steps)))
     return jax.random.randint(jax.random.fold_in(keys[0], 1 << 20), (), 0, starts) + jnp.arange(size)
@@ -71,6 +79,31 @@ def advantages(scores, group: int, weights: dict | None, *, std: str, ddof: int,
     parts = {name: rows(part) for name, part in scores.parts.items()}
     return advantage.gdpo(parts, weights, valid, ddof=ddof, delta=delta, clip=clip).reshape(-1)
   return advantage.group(rows(scores.total), valid, mode=std, ddof=ddof, delta=delta, clip=clip).reshape(-1)
+
+
+def from_buffer(memory, prompts: int, size: int, batch, scores, *, ddof: int, delta: float, clip: float):
+  """(advantages [B] against the last `size` rewards of each prompt, the buffer with these added)."""
+  state = memory["buffer"] if memory else advantage.buffer(prompts, size)
+  state, values = advantage.buffered(state, batch["prompt_id"], scores.total, scores.valid, least=min(16, size),
+                                     ddof=ddof, delta=delta, clip=clip)
+  return values, state
+
+
+def ranked(scores, group: int, margin: float | None):
+  """Scores whose total is the win rate in the group, or as they are where margin is None."""
+  if margin is None:
+    return scores
+  rate = advantage.win_rate(base.rows(scores.total, group), base.rows(scores.valid, group), margin=margin)
+  return scores._replace(total=rate.reshape(-1))
+
+
+def shares(mask, per: str):
+  """[B K] weights whose mean over the minibatch makes the mean over decisions, or over samples of their mean decision.
+
+  They are set before accumulation cuts the minibatch, so that pieces with fewer tokens do not weigh more."""
+  total = mask.sum(-1, keepdims=True) if per == "sample" else mask.sum()
+  used = (mask.sum(-1) > 0).sum() if per == "sample" else 1
+  return mask / jnp.maximum(total, 1) * mask.size / jnp.maximum(used, 1)
 
 
 def summary(scores, values, group: int) -> dict:
@@ -109,19 +142,40 @@ def divergence(kind: str, policy, params, now, old):
   reference = jax.lax.stop_gradient(view(params, "ref"))
   if kind == "v":
     return ratios.squared(clean(policy, view(params, "policy"), old), clean(policy, reference, old))
+  if kind == "k3":
+    return ratios.k3(now.log_prob, policy.replay(reference, old).log_prob)
   other = policy.replay(reference, old).mean
   if kind == "mean":
     return ratios.squared(now.mean, other)
   return ratios.kl(now.mean, other, old.std) if kind == "true" else ratios.kl_code(now.mean, other, old.std, old.times)
 
 
-def check(policy, reward, *, group, steps, size, pick, mixed, ratio_, kl, best_of, updates, epochs, clip):
+def check_tokens(pick, ratio_, kl, *needs_noise):
+  """Refuses what only chains of denoising steps have."""
+  for name, value, only in (("pick", pick, "all"), ("ratio", ratio_, "plain"), ("kl", kl, "k3")):
+    if value != only:
+      raise ValueError(f"{name} = {value!r}: this policy makes tokens, for which only {only!r} is defined; choose "
+                       "that, or a diffusion policy")
+  for name, value in needs_noise:
+    if value:
+      raise ValueError(f"{name} = {value}: this policy makes tokens, which have no noise; leave it out, or choose a "
+                       "diffusion policy")
+
+
+def check(policy, reward, *, group, steps, size, pick, mixed, ratio_, kl, best_of, updates, epochs, clip, hold, per,
+          buffer, prompts, weights, win_margin):
   base.check_parts("grpo", policy=policy, reward=reward)
   base.check_group("grpo", group)
-  for name, value, allowed in (("pick", pick, PICKS), ("ratio", ratio_, RATIOS), ("kl", kl, KLS)):
+  for name, value, allowed in (("pick", pick, PICKS), ("ratio", ratio_, RATIOS), ("kl", kl, KLS), ("per", per, PER)):
     base.check_choice(name, value, allowed)
-  for name, value in (("updates", updates), ("epochs", epochs)):
+  for name, value in (("updates", updates), ("epochs", epochs), ("hold", hold)):
     base.check_least(name, value, 1, "1 is an on-policy update")
+  if buffer and (weights or win_margin is not None):
+    raise ValueError(f"buffer = {buffer} with weights = {weights}, win_margin = {win_margin}: a buffer compares one "
+                     "reward over time; leave one of them out")
+  if buffer and prompts < 1:
+    raise ValueError(f"buffer = {buffer} with prompts = {prompts}: it must know how many prompts there are, which a "
+                     "config's data says; set prompts")
   base.check_least("steps", steps, 2, "the last step of a chain has no noise and is not trained; 10 is usual")
   if pick != "all" and not 1 <= size < steps:
     raise ValueError(f"size = {size} of pick = {pick!r} must be in 1 .. {steps - 1} (steps - 1, the last one has no "
@@ -136,44 +190,70 @@ def check(policy, reward, *, group, steps, size, pick, mixed, ratio_, kl, best_o
     raise ValueError(f"clip = {clip} must be positive, in units of the mean log-probability; 1e-4 for D = 65,536")
 
 
-def make(policy, reward=None, *, group: int = 1, steps: int = 10, eta: float = 0.7, pick: str = "all", size: int = 2,
-         reach: float = 0.5, mixed: bool = False, shared_noise: bool = False, best_of: int = 0, updates: int = 1,
-         epochs: int = 1, std: str = "global", ddof: int = 0, delta: float = 1e-4, advantage_clip: float = 5.0,
-         weights: dict | None = None, ratio: str = "plain", clip: float = 1e-4, reweight: bool = False,
-         exact_kl: float | None = None, beta: float = 0.0, kl: str = "code", ema: float | None = None) -> Algorithm:
+def make(policy, reward=None, *, group: int = 1, prompts: int = 0, steps: int = 10, eta: float = 0.7,
+         pick: str = "all", size: int = 2, fraction: float = 0.0, reach: float = 0.5, hold: int = 25,
+         mixed: bool = False, shared_noise: bool = False, best_of: int = 0, updates: int = 1, epochs: int = 1,
+         std: str = "global", ddof: int = 0, delta: float = 1e-4, advantage_clip: float = 5.0, buffer: int = 0,
+         weights: dict | None = None, win_margin: float | None = None, ratio: str = "plain", clip: float = 1e-4,
+         per: str = "decision", reweight: bool = False, exact_kl: float | None = None, beta: float = 0.0,
+         kl: str | None = None, ema: float | None = None) -> Algorithm:
   """The policy's kernel must be noisy; with a deterministic one `on_policy_gap` is infinite and the run stops.
 
   Args:
-    group: samples of a prompt. steps, eta: of the rollout (an evaluation may take more steps, and no noise).
-    pick, size, reach: which steps are trained, see `picked`. mixed: noise in those steps only, elsewhere the ODE.
+    group: samples of a prompt; prompts: how many the data have; both are taken from the config. steps, eta: of the
+      rollout (an evaluation may take more steps, and no noise).
+    pick, size, reach, hold: which steps are trained, see `picked`; a `fraction` above 0 of the steps replaces size.
+    mixed: noise in those steps only, elsewhere the ODE.
     shared_noise: a group starts from one x_1. best_of: train on that many of a group, the best and the worst half.
     updates, epochs: minibatches of an experience, and how often each is used.
-    std: whose standard deviation divides, "group", "global" or "none". weights: {part: weight} for GDPO.
+    std: whose standard deviation divides, "group", "global" or "none". buffer: compare with that many last rewards of
+      the same prompt instead. weights: {part: weight} for GDPO. win_margin: replace rewards by win rates in the group,
+      where smaller differences are ties.
     ratio: "plain" (difference of log-probabilities, any policy; float32 costs 2e-7 at D = 65,536), "gaussian" or "cps"
       (element by element, exact; for kernels with that log-probability) or "norm" (RatioNorm). reweight: loss / Delta.
-    clip: range of the ratio. exact_kl: this KL per element masks instead of the clip (Flow-DPPO).
-    beta, kl: penalty towards the reference, "code", "true", "mean" (no std) or "v" (two forwards more).
+    clip: range of the ratio. exact_kl: this KL per element masks instead of the clip (Flow-DPPO). per: a mean over
+      "decision"s, or over the mean decision of each "sample" (which differ where samples have different lengths).
+    beta, kl: penalty towards the reference, "code" (the default), "true", "mean" (no std), "v" (two forwards more) or
+      "k3", which serves tokens (their default).
   """
-  check(policy, reward, group=group, steps=steps, size=size, pick=pick, mixed=mixed, ratio_=ratio, kl=kl,
-        best_of=best_of, updates=updates, epochs=epochs, clip=clip)
+  tokens = policy is not None and policy.process is None
+  kl = kl or ("k3" if tokens else "code")
+  size = max(1, round(fraction * steps)) if fraction else size
+  check(policy, reward, group=group, steps=steps, size=size, pick=pick, mixed=mixed, ratio_=ratio, kl=kl, per=per,
+        best_of=best_of, updates=updates, epochs=epochs, clip=clip, hold=hold, buffer=buffer, prompts=prompts,
+        weights=weights, win_margin=win_margin)
   advantage.group(jnp.zeros((1, 2)), mode=std, ddof=ddof)  # refuses what it does not know before any work
+  if tokens:
+    check_tokens(pick, ratio, kl, ("mixed", mixed), ("shared_noise", shared_noise), ("reweight", reweight),
+                 ("exact_kl", exact_kl))
 
   def rollout(params, batch, keys):
-    parameters, keep = view(params, "policy"), picked(pick, size, steps, reach, keys)
+    if tokens:
+      return policy.sample(view(params, "policy"), batch["cond"], keys)
+    parameters = view(params, "policy")
+    keep = picked(pick, size, steps, reach, keys, batch["experience"][0], hold)
     x = same_noise(policy, parameters, batch, keys, group) if shared_noise else None
     etas = jnp.zeros(steps).at[keep].set(eta) if mixed else eta
     return policy.sample(parameters, batch["cond"], keys, x=x, steps=steps, eta=etas, keep=keep)
 
   def select(params, memory, rollout, scores, batch, key):
-    values = advantages(scores, group, weights, std=std, ddof=ddof, delta=delta, clip=advantage_clip)
+    kept = {}
+    if buffer:
+      values, kept["buffer"] = from_buffer(memory, prompts, buffer, batch, scores, ddof=ddof, delta=delta,
+                                           clip=advantage_clip)
+    else:
+      values = advantages(ranked(scores, group, win_margin), group, weights, std=std, ddof=ddof, delta=delta,
+                          clip=advantage_clip)
     memory = {"rollout": rollout._replace(output=None), "advantage": values}
     if best_of:
       chosen = best_and_worst(scores.total, scores.valid, group, best_of)
       memory = jax.tree.map(lambda a: a[chosen], memory)
-    return memory, summary(scores, values, group)
+    return {**memory, **kept}, summary(scores, values, group)
 
   def draw(memory, step, key):
-    return base.minibatches(memory, step, key, updates, best_of or group)
+    samples = {name: memory[name] for name in ("rollout", "advantage")}
+    batch = base.minibatches(samples, step, key, updates, best_of or group)
+    return {**batch, "share": shares(batch["rollout"].mask, per)}
 
   def objective(old, now, a, change):
     if exact_kl is not None:
@@ -190,14 +270,14 @@ def make(policy, reward=None, *, group: int = 1, steps: int = 10, eta: float = 0
     change = log_ratio(ratio, now, old)
     value, stop = objective(old, now, a, change)
     far = divergence(kl, policy, params, now, old) if beta else jnp.zeros_like(change)
-    mean = lambda v: base.weighted(v, old.mask)
+    mean = lambda v: (v * batch["share"]).mean()
     return mean(value) + beta * mean(far), report(old, now, change, stop, far, clip)
 
   return Algorithm(rollout, select, draw, loss, {}, base.average(ema), updates * epochs)
 
 
 def kl_to_old(now, old):
-  return ratios.kl(now.mean, old.mean, old.std)
+  return ratios.k3(now.log_prob, old.log_prob) if old.mean is None else ratios.kl(now.mean, old.mean, old.std)
 
 
 def report(old, now, change, stop, far, clip: float) -> dict:

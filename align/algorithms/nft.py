@@ -8,7 +8,12 @@ x_t comes from the generated clean x0 with fresh noise; x0+- are the clean predi
 samples and follows the policy after each experience. Published: 10 steps, G 24, 48 prompts, 1 update, levels 9, beta 1
 (one reward) or .1 (several), kl 1e-4, lr 3e-4 LoRA r32, ema .9, old_rate .001, old_limit .5. Nothing depends on D: all
 are means.
-Left out: scores of intermediate states; timesteps truncated to integers, a slip of the released rollout.
+
+`objective` "awm" is Advantage Weighted Matching (2509.25050) in its clipped form: l = -mean_D |v - (noise - x0)|^2 is a
+pseudo log-probability, rho = exp(l - l_old), and the loss that of PPO with `clip` (1e-5 is published); `anchor` "old"
+takes the distance to the moving average `old` (kl .1) instead of the reference.
+Left out: scores of intermediate states; timesteps truncated to integers, a slip of the released rollout; AWM's weights
+over levels other than 1.
 """
 import jax
 import jax.numpy as jnp
@@ -39,27 +44,36 @@ def scaled_error(prediction, x0):
   return mean_elements(error ** 2) / jnp.maximum(jax.lax.stop_gradient(mean_elements(jnp.abs(error))), 1e-5)
 
 
-def make(policy, reward=None, *, group: int = 1, steps: int = 10, beta: float = 1.0, kl: float = 1e-4, levels: int = 9,
-         updates: int = 1, epochs: int = 1, old_rate: float = 0.001, old_limit: float = 0.5, old_flat: int = 0,
-         std: str = "global", ddof: int = 0, delta: float = 1e-4, limit: float = 5.0, scale: float = 5.0,
-         weights: dict | None = None, ema: float | None = None) -> Algorithm:
+OBJECTIVES = ("nft", "awm")
+ANCHORS = ("ref", "old")
+
+
+def make(policy, reward=None, *, group: int = 1, steps: int = 10, objective: str = "nft", beta: float = 1.0,
+         clip: float = 1e-5, kl: float = 1e-4, anchor: str = "ref", levels: int = 9, updates: int = 1, epochs: int = 1,
+         old_rate: float = 0.001, old_limit: float = 0.5, old_flat: int = 0,
+         std: str = "global", ddof: int = 0, delta: float = 1e-4, limit: float = 5.0,
+         scale: float = 5.0, weights: dict | None = None, ema: float | None = None) -> Algorithm:
   """Samples with the policy's kernel at eta 0; its guidance should be 1, as in the paper.
 
   Args:
     group: samples of a prompt. steps: of the rollout. levels: noise levels per sample and update, from its grid.
     updates, epochs: minibatches of an experience, and how often each is used. beta: sharper implicit policies if small.
-    kl: weight of the distance to the reference; 0 saves a forward. old_*: see `decay`. limit: advantage of r = 1.
+    objective, clip: see above. kl, anchor: weight of the distance, to what; 0 saves a forward. old_*: see `decay`.
+    limit: the largest advantage, that of r = 1.
     std, ddof, delta, weights: as in grpo.
   """
   base.check_parts("nft", policy=policy, reward=reward)
+  base.check_diffusion("nft", policy)
   base.check_group("nft", group)
+  base.check_choice("objective", objective, OBJECTIVES)
+  base.check_choice("anchor", anchor, ANCHORS)
   base.check_least("updates", updates, 1, "1 is usual")
   base.check_least("epochs", epochs, 1, "1 is usual")
   if not 1 <= levels <= steps:
     raise ValueError(f"levels = {levels} must be in 1 .. {steps} (steps), the levels of the sampling grid; change it")
-  for name, value in (("beta", beta), ("limit", limit), ("scale", scale)):
+  for name, value in (("beta", beta), ("limit", limit), ("scale", scale), ("clip", clip)):
     if not value > 0:
-      raise ValueError(f"{name} = {value} must be positive; the published value is {1 if name == 'beta' else 5}")
+      raise ValueError(f"{name} = {value} must be positive; beta 1, limit 5, scale 5 and clip 1e-5 are published")
   if not 0 <= old_limit < 1:
     raise ValueError(f"old_limit = {old_limit} must be in [0, 1): at 1 the sampler never moves; .5 is published")
   advantage.group(jnp.zeros((1, 2)), mode=std, ddof=ddof)  # refuses what it does not know before any work
@@ -69,7 +83,7 @@ def make(policy, reward=None, *, group: int = 1, steps: int = 10, beta: float = 
 
   def select(params, memory, rollout, scores, batch, key):
     a = advantages(scores, group, weights, std=std, ddof=ddof, delta=delta, clip=limit)
-    memory = {"cond": rollout.cond, "x0": rollout.output, "r": 0.5 + 0.5 * jnp.clip(a / limit, -1, 1),
+    memory = {"cond": rollout.cond, "x0": rollout.output, "advantage": jnp.clip(a, -limit, limit),
               "weight": scores.valid.astype(jnp.float32), "prompt_id": batch["prompt_id"],
               "sample_id": batch["sample_id"]}
     return memory, summary(scores, a, group)
@@ -81,27 +95,42 @@ def make(policy, reward=None, *, group: int = 1, steps: int = 10, beta: float = 
     keys = base.sample_keys(key, batch)
     t = some_levels(np.asarray(policy.process.times(steps))[:-1], levels, fold(keys, 0)).reshape(-1)
     many = base.repeat(batch, levels)
-    index = jnp.tile(jnp.arange(levels), batch["r"].shape[0])
+    index = jnp.tile(jnp.arange(levels), batch["advantage"].shape[0])
     noise = normal(fold(fold(jnp.repeat(keys, levels), 1), index), batch["x0"].shape[1:])
     a, s = policy.process.scales(expand(t, noise))
     return many, a * many["x0"] + s * noise, t
 
+  def implicit(a, now, old, x0):
+    """NFT's loss [B levels], and its two errors."""
+    r = 0.5 + 0.5 * a / limit
+    good = scaled_error((1 - beta) * old + beta * now, x0)
+    bad = scaled_error((1 + beta) * old - beta * now, x0)
+    return scale * (r * good + (1 - r) * bad) / beta, {"good": good, "bad": bad}
+
+  def matched(a, now, old, x0, xt, t):
+    """AWM's loss [B levels], and how far its pseudo log-probability has moved."""
+    error = lambda clean: mean_elements((velocity(clean, xt, t) - velocity(x0, xt, t)) ** 2)
+    change = error(old) - error(now)
+    stop = ratio.outside(change, a, clip).astype(jnp.float32)
+    return ratio.clipped(change, a, clip), {"log_ratio": change, "clip_fraction": stop}
+
+  def velocity(clean, xt, t):
+    return ratio.output(policy.process, clean, xt, expand(t, xt))
+
   def loss(params, batch, key):
     many, xt, t = noised(batch, key)
     predict = lambda role: policy.denoise(view(params, role), many["cond"], xt, t)
-    x0, now, old = many["x0"], predict("policy"), jax.lax.stop_gradient(predict("old"))
-    good = scaled_error((1 - beta) * old + beta * now, x0)
-    bad = scaled_error((1 + beta) * old - beta * now, x0)
-    each = (many["r"] * good + (1 - many["r"]) * bad) / beta
-    far = distance(predict, now, xt, t) if kl else jnp.zeros_like(each)
+    now, old = predict("policy"), jax.lax.stop_gradient(predict("old"))
+    if objective == "nft":
+      each, metrics = implicit(many["advantage"], now, old, many["x0"])
+    else:
+      each, metrics = matched(many["advantage"], now, old, many["x0"], xt, t)
+    still = old if anchor == "old" else jax.lax.stop_gradient(predict("ref")) if kl else now
+    far = mean_elements((velocity(now, xt, t) - velocity(still, xt, t)) ** 2)
     mean = lambda v: base.weighted(v, many["weight"])
-    metrics = {"good": mean(good), "bad": mean(bad), "kl": mean(far), "moved": mean(mean_elements((now - old) ** 2)),
-               **base.by_level("loss", each, t)}
-    return scale * mean(each) + kl * mean(far), metrics
-
-  def distance(predict, now, xt, t):
-    v = lambda x0: ratio.output(policy.process, x0, xt, expand(t, xt))
-    return mean_elements((v(now) - v(jax.lax.stop_gradient(predict("ref")))) ** 2)
+    metrics = {**{name: mean(v) for name, v in metrics.items()}, "kl": mean(far),
+               "moved": mean(mean_elements((now - old) ** 2)), **base.by_level("loss", each, t)}
+    return mean(each) + kl * mean(far), metrics
 
   follow = {"old": ("policy", decay(old_rate, old_limit, old_flat), "experience"), **base.average(ema)}
   return Algorithm(rollout, select, draw, loss, {}, follow, updates * epochs)

@@ -65,7 +65,25 @@ def test_buffered_falls_back_on_the_batch_until_it_has_seen_enough():
   assert third[1] == 0 and list(state.count) == [5, 6]
 
 
+def test_win_rates_against_a_loop():
+  valid = np.random.default_rng(3).random(R.shape) > 0.2
+  rounded = np.round(R, 0)  # with ties
+  for margin in (0.0, 1.0):
+    out = advantage.win_rate(rounded, valid, margin=margin)
+    for p in range(5):
+      for i in range(6):
+        others = [j for j in range(6) if j != i and valid[p, j]]
+        gap = [rounded[p, i] - rounded[p, j] for j in others]
+        won = [0.5 if abs(g) <= margin else float(g > 0) for g in gap]
+        assert out[p, i] == pytest.approx(np.mean(won) if valid[p, i] else 0, abs=1e-6)
+  alone = advantage.win_rate(np.ones((1, 2)), np.array([[True, False]]))
+  assert alone.tolist() == [[0.5, 0.0]]
+  np.testing.assert_allclose(advantage.win_rate(R), advantage.win_rate(1e-6 * R))  # no scale, no illusion
+
+
 def test_refusals():
+  with pytest.raises(ValueError, match="win margin = -1 must be at least 0"):
+    advantage.win_rate(R, margin=-1)
   with pytest.raises(ValueError, match="mode = 'std' is not one of group, global, none; choose"):
     advantage.group(R, mode="std")
   with pytest.raises(ValueError, match="ddof = 2 is not 0"):

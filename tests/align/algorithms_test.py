@@ -1,82 +1,17 @@
 """Identities that every algorithm must satisfy, on a tiny policy. That a run is finite says nothing about it."""
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small import STEPS, G, P, batch_of, experience, gradient, params_of, policy, reward, scores_of
 
 from align import ratio
-from align.algorithms import base, dpo, fit, grpo, nft, refl, sft
+from align.algorithms import base, dense, dpo, fit, grpo, nft, ppo, refl, rwr, sft
 from align.core import State
-from align.policies import diffusion
 from diffusion import process
 from diffusion.core import expand, fold, mean_elements, normal
-from rewards.core import Reward, Scores
-
-G, P, STEPS = 4, 3, 5
-
-
-class Net(nn.Module):
-  @nn.compact
-  def __call__(self, x, t, context, mask, pooled):
-    h = jnp.concatenate([jnp.broadcast_to(pooled[:, None, None], x.shape[:3] + pooled.shape[-1:]), x,
-                         jnp.broadcast_to(expand(t / 1000, x), x.shape)], -1)
-    return nn.Dense(x.shape[-1])(jnp.tanh(nn.Dense(8)(h)))
-
-
-class Text(nn.Module):
-  @nn.compact
-  def __call__(self, tokens, mask):
-    context = nn.Embed(200, 4)(tokens)
-    return context, context.mean(1)
-
-
-def policy(kernel="flow_sde", **options):
-  options = {"law": "uniform", **options}
-  return diffusion.make(Net(), Text(), process.flow(), kernel, length=6, size=4, channels=1, steps=STEPS, **options)
-
-
-def reward(where="gradient"):
-  score = lambda media: media.mean((1, 2, 3)) - (media ** 2).mean((1, 2, 3))
-  return Reward(lambda key: {}, lambda b: b,
-                lambda v, b, media, k: Scores(score(media), {"first": media[:, 0, 0, 0], "all": score(media)},
-                                              jnp.ones(len(media), bool)), where, None)
-
-
-def params_of(made, moved=0.0):
-  """Roles whose networks differ by `moved`: base = ref, policy, old = policy."""
-  tree = jax.jit(made.init)(jax.random.key(0))
-  keys = iter(jax.random.split(jax.random.key(9), 100))
-  other = jax.tree.map(lambda a: a + moved * jax.random.normal(next(keys), a.shape), tree)
-  return {"base": tree, "policy": other, "old": jax.tree.map(jnp.copy, other)}
-
-
-def batch_of(made, group=G):
-  out = made.prepare({"prompt": [f"a handwritten {w}" for w in ("one", "two", "three") for _ in range(group)]})
-  ids = {"prompt_id": np.repeat(np.arange(P, dtype=np.int32), group),
-         "sample_id": np.tile(np.arange(group, dtype=np.int32), P)}
-  x = jnp.tanh(normal(base.sample_keys(jax.random.key(3), ids), (4, 4, 1)))
-  arrays = jax.tree.map(jnp.asarray, {"cond": out["cond"], **ids})
-  return {**arrays, "x": x, "win": x, "lose": -x}
-
-
-def scores_of(made, params, rollout, judge=None):
-  return (judge or reward()).score({}, {}, made.decode(params["base"], rollout.output), None)
-
-
-def experience(method, made, params, seed=1):
-  batch, key = batch_of(made), jax.random.key(seed)
-  rollout = jax.jit(method.rollout)(params, batch, base.sample_keys(key, batch))
-  memory, out = method.select(params, (), rollout, scores_of(made, params, rollout), batch, key)
-  return jax.jit(method.draw)(memory, 0, key), rollout, out
-
-
-def gradient(method, params, batch, seed=5, role="policy"):
-  f = lambda tree: method.loss({**params, role: tree}, batch, jax.random.key(seed))
-  (value, metrics), grads = jax.jit(jax.value_and_grad(f, has_aux=True))(params[role])
-  return value, metrics, jax.flatten_util.ravel_pytree(grads)[0]
-
+from rewards.core import Scores
 
 # --- base ------------------------------------------------------------------------------------------------------------
 
@@ -148,6 +83,19 @@ def test_dpo_swapping_winner_and_loser_flips_the_margin():
     margin = method.loss(params, batch, jax.random.key(0))[1]["margin"]
     swapped = {**batch, "win": batch["lose"], "lose": batch["win"]}
     np.testing.assert_allclose(method.loss(params, swapped, jax.random.key(0))[1]["margin"], -margin, rtol=1e-5)
+
+
+def test_dpo_discounts_by_the_step_that_starts_at_t():
+  """gamma = 1 changes no bit; otherwise the margin is the plain one times N p_k, k = floor((1 - t) N)."""
+  made = policy()
+  params, batch, key = params_of(made, 0.1), batch_of(made), jax.random.key(0)
+  plain, same = (dpo.make(made, **o).loss(params, batch, key) for o in ({}, {"gamma": 1.0, "chain": 7}))
+  assert plain[0] == same[0]
+  t = made.law(fold(base.sample_keys(key, batch), 0))
+  one = {k: jax.tree.map(lambda a: a[:1], v) for k, v in batch.items()}
+  margin = [dpo.make(made, gamma=g, chain=5).loss(params, one, key)[1]["margin"] for g in (1.0, 0.5)]
+  k = int((1 - float(t[0])) * 5)
+  np.testing.assert_allclose(margin[1] / margin[0], 5 * 0.5 ** k / sum(0.5 ** j for j in range(5)), rtol=1e-4)
 
 
 def test_dpo_shares_noise_so_that_equal_images_have_no_margin():
@@ -244,6 +192,40 @@ def test_grpo_trains_the_steps_that_were_picked(pick, size):
   assert starts == set(range(5))
 
 
+def test_grpo_progressive_windows_hold_move_on_and_begin_anew():
+  first = [int(grpo.picked("progressive", 3, 10, 0.5, None, jnp.int32(e), 2)[0]) for e in range(18)]
+  assert first == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 0, 0, 1, 1]  # windows 0..2 to 6..8: step 9 has no noise
+  made = policy()
+  method = grpo.make(made, reward(), group=G, steps=STEPS, pick="progressive", fraction=0.4, hold=1, mixed=True)
+  batch = {**batch_of(made), "experience": jnp.full(P * G, 1, jnp.int32)}
+  rollout = jax.jit(method.rollout)(params_of(made), batch, base.sample_keys(jax.random.key(0), batch))
+  np.testing.assert_allclose(rollout.times[0, :, 0], np.asarray(made.process.times(STEPS))[1:3])
+
+
+def test_grpo_buffer_lives_in_the_memory_and_is_never_drawn():
+  made = policy()
+  params, batch, key = params_of(made), batch_of(made), jax.random.key(0)
+  method = grpo.make(made, reward(), group=G, steps=STEPS, prompts=P, buffer=8)
+  rollout = jax.jit(method.rollout)(params, batch, base.sample_keys(key, batch))
+  memory, total = (), np.arange(12.0, dtype=np.float32)
+  for number in range(3):
+    scores = Scores(jnp.asarray(total + 100 * number), {}, jnp.ones(12, bool))
+    memory, _ = method.select(params, memory, rollout, scores, batch, key)
+  assert memory["buffer"].count.tolist() == [12, 12, 12]
+  assert sorted(memory["buffer"].values[1].tolist()) == [104, 105, 106, 107, 204, 205, 206, 207]
+  last = np.array([*total[4:8] + 100, *total[4:8] + 200], np.float64)
+  expected = (total[4:8] + 200 - last.mean()) / (last.std() + 1e-4)
+  np.testing.assert_allclose(memory["advantage"][4:8], expected, rtol=1e-5)
+  assert set(method.draw(memory, 0, key)) == {"rollout", "advantage", "share"}
+
+
+def test_grpo_shares_give_the_mean_over_decisions_or_over_samples():
+  mask = jnp.array([[1.0, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]])
+  values = jnp.array([[1.0, 2, 3, 4], [10, 99, 99, 99], [99, 99, 99, 99]])
+  np.testing.assert_allclose((values * grpo.shares(mask, "decision")).mean(), 20 / 5, rtol=1e-6)
+  np.testing.assert_allclose((values * grpo.shares(mask, "sample")).mean(), (2.5 + 10) / 2, rtol=1e-6)
+
+
 def test_grpo_mixed_noise_and_shared_noise():
   made = policy()
   params = params_of(made, 0.1)
@@ -293,12 +275,12 @@ def nft_case(r, moved=0.1, **options):
   params = params_of(made, moved)
   method = nft.make(made, reward(), group=G, steps=STEPS, levels=3, **options)
   batch, _, _ = experience(method, made, params)
-  return made, params, method, {**batch, "r": jnp.full(P * G, r)}
+  return made, params, method, {**batch, "advantage": jnp.full(P * G, 5.0 * (2 * r - 1))}  # limit 5
 
 
 def test_nft_gradient_vanishes_at_one_half():
   _, params, method, batch = nft_case(0.5, moved=0.0)  # policy = old = reference
-  size = jnp.abs(gradient(method, params, {**batch, "r": batch["r"] + 0.5})[2]).max()
+  size = jnp.abs(gradient(method, params, {**batch, "advantage": batch["advantage"] + 5})[2]).max()
   assert size > 1e-3 and jnp.abs(gradient(method, params, batch)[2]).max() < 1e-5 * size
 
 
@@ -329,7 +311,8 @@ def test_nft_optimality_and_levels():
   made = policy("ode")
   method = nft.make(made, reward(), group=G, steps=STEPS, levels=STEPS)
   batch, rollout, out = experience(method, made, params_of(made))
-  assert batch["r"].min() < 0.5 < batch["r"].max() and batch["r"].mean() == pytest.approx(0.5, abs=1e-5)
+  assert batch["advantage"].min() < 0 < batch["advantage"].max()
+  assert batch["advantage"].mean() == pytest.approx(0, abs=1e-5)
   keys = base.sample_keys(jax.random.key(0), batch)
   grid = np.asarray(made.process.times(STEPS))[:-1]
   np.testing.assert_allclose(np.sort(nft.some_levels(grid, STEPS, keys)), np.tile(np.sort(grid), (P * G, 1)))
@@ -344,55 +327,28 @@ def test_nft_leaves_invalid_samples_out():
   assert gradient(method, params, masked)[0] < 1e2
 
 
-# --- refl, fit -------------------------------------------------------------------------------------------------------
+def test_awm_on_policy_is_reinforce_with_the_pseudo_log_probability():
+  made, params, method, batch = nft_case(1.0, kl=0.0, objective="awm")
+  key, x0 = jax.random.key(5), batch["x0"]
+  keys, a = base.sample_keys(key, batch), jax.random.normal(jax.random.key(8), (P * G,))
+  t = nft.some_levels(np.asarray(made.process.times(STEPS))[:-1], 3, fold(keys, 0))
+
+  def reinforce(tree):
+    total = 0.0
+    for i in range(3):
+      noise, level = normal(fold(fold(keys, 1), i), x0.shape[1:]), expand(t[:, i], x0)
+      xt = (1 - level) * x0 + level * noise
+      v = (xt - made.denoise({**params["base"], **tree}, batch["cond"], xt, t[:, i])) / level
+      total += (a * mean_elements((v - noise + x0) ** 2)).mean() / 3
+    return total
+  expected = jax.flatten_util.ravel_pytree(jax.grad(reinforce)(params["policy"]))[0]
+  value, metrics, grads = gradient(method, params, {**batch, "advantage": a})
+  np.testing.assert_allclose(grads, expected, atol=1e-4 * float(jnp.abs(expected).max()))
+  np.testing.assert_allclose(value, -a.mean(), rtol=1e-5)
+  assert metrics["log_ratio"] == 0 and metrics["clip_fraction"] == 0
 
 
-def test_refl_gradient_comes_from_one_step_only():
-  """Equal to the gradient through a denoise at states that were sampled beforehand by other, fixed weights."""
-  made = policy("ode")
-  params, batch, key = params_of(made, 0.1), batch_of(made), jax.random.key(5)
-  method = refl.make(made, reward(), steps=STEPS, first=0.6, phi="linear", weight=1.0)
-  _, metrics, grads = gradient(method, params, batch)
-  keys, times = base.sample_keys(key, batch), np.asarray(made.process.times(STEPS))
-  x, t = refl.late(made, params["policy"], batch["cond"], keys, times, 3, 0.0)
-  assert set(np.round(np.asarray(t) * STEPS).tolist()) <= {1.0, 2.0}
-
-  def one(tree):
-    x0 = made.denoise(tree, batch["cond"], x, t, True)
-    return -reward().score({}, {}, made.decode(tree, x0), None).total.mean()
-  expected = jax.flatten_util.ravel_pytree(jax.grad(one)(params["policy"]))[0]
-  np.testing.assert_allclose(grads, expected, atol=1e-5 * float(jnp.abs(expected).max()))
-  assert jnp.abs(grads).max() > 0 and "part_first" in metrics
-
-
-@pytest.mark.parametrize("count", [2, STEPS])
-def test_draft_gradient_is_that_of_the_last_steps(count):
-  made = policy("ode")
-  params, batch, key = params_of(made, 0.1), batch_of(made), jax.random.key(5)
-  method = refl.make(made, reward(), steps=STEPS, truncate=count, phi="linear", weight=1.0)
-  value, _, grads = gradient(method, params, batch)
-  keys, times = base.sample_keys(key, batch), np.asarray(made.process.times(STEPS))
-
-  def chain(tree, fixed):
-    x = made.sample(fixed, batch["cond"], keys, steps=times, keep=jnp.arange(STEPS)).x[:, STEPS - count]
-    for i in range(STEPS - count, STEPS):
-      x = made.step(tree, batch["cond"], x, times[i], times[i + 1], keys, 0.0).x
-    return -reward().score({}, {}, made.decode(tree, x), None).total.mean()
-  expected, slope = jax.value_and_grad(chain)(params["policy"], params["policy"])
-  np.testing.assert_allclose(value, expected, rtol=1e-5)
-  slope = jax.flatten_util.ravel_pytree(slope)[0]
-  np.testing.assert_allclose(grads, slope, atol=1e-5 * float(jnp.abs(slope).max()))
-
-
-def test_refl_relu_stops_at_the_margin_and_sft_needs_media():
-  made = policy("ode")
-  params, batch = params_of(made), batch_of(made)
-  done = refl.make(made, reward(), steps=STEPS, margin=-10.0)
-  assert (gradient(done, params, batch)[2] == 0).all()
-  both = refl.make(made, reward(), steps=STEPS, sft=1.0)
-  assert "sft" in both.loss(params, batch, jax.random.key(0))[1]
-  with pytest.raises(ValueError, match="batch entry 'x' is missing"):
-    both.loss(params, {k: v for k, v in batch.items() if k != "x"}, jax.random.key(0))
+# --- fit --------------------------------------------------------------------------------------------------------------
 
 
 def test_fit_trains_what_the_reward_says():
@@ -410,10 +366,13 @@ def test_fit_trains_what_the_reward_says():
 METHODS = {"sft": (sft, {}), "dpo": (dpo, {}), "refl": (refl, {"steps": STEPS}),
            "grpo": (grpo, {"group": G, "steps": STEPS, "clip": 1e-2}),
            "nft": (nft, {"group": G, "steps": STEPS, "levels": 2}),
-           "online": (dpo, {"group": G, "steps": STEPS, "online": True})}
+           "online": (dpo, {"group": G, "steps": STEPS, "online": True}),
+           "rwr": (rwr, {"group": G, "steps": STEPS}),
+           "dense": (dense, {"group": G, "steps": STEPS, "stored": 3, "tuples": 2 * P, "clip": 1.0, "draws": 2}),
+           "awm": (nft, {"group": G, "steps": STEPS, "levels": 2, "objective": "awm", "clip": 1.0})}
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo", "grpo", "online"])  # nft and refl stop gradients inside their losses
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"nft", "refl"}))  # those stop gradients inside their losses
 def test_gradient_is_that_of_the_loss_by_finite_differences(name):
   module, options = METHODS[name]
   made = policy()
@@ -434,7 +393,7 @@ def test_states_of_all_methods_are_arrays():
     params, method = params_of(made), module.make(made, reward(), **options)
     memory = experience(method, made, params)[0] if method.rollout else batch_of(made)
     state = State(jnp.int32(0), params, tx.init(params), memory)
-    assert all(hasattr(leaf, "dtype") and leaf.shape[0] in (P, P * G) for leaf in jax.tree.leaves(state.memory))
+    assert all(hasattr(leaf, "dtype") and leaf.shape[0] in (P, 2 * P, P * G) for leaf in jax.tree.leaves(state.memory))
 
 
 MADE = policy()
@@ -444,7 +403,7 @@ MADE = policy()
   (lambda: sft.make(None), "policy = None: algorithm 'sft' needs a policy; add one"),
   (lambda: grpo.make(MADE, None, group=4), "reward = None: algorithm 'grpo' needs a reward"),
   (lambda: grpo.make(MADE, reward()), "group = 1 must be at least 2; 'grpo' compares the samples of a prompt"),
-  (lambda: grpo.make(MADE, reward(), group=4, pick="last"), "pick = 'last' is not one of all, first, window, random"),
+  (lambda: grpo.make(MADE, reward(), group=4, pick="last"), "pick = 'last' is not one of all, first, window, progr"),
   (lambda: grpo.make(MADE, reward(), group=4, pick="first", size=10), "size = 10 of pick = 'first' must be in 1 .. 9"),
   (lambda: grpo.make(MADE, reward(), group=4, pick="random", mixed=True), "mixed = True with pick = 'random'"),
   (lambda: grpo.make(MADE, reward(), group=4, best_of=3), "best_of = 3 must be even and in 2 .. 4"),
@@ -456,8 +415,23 @@ MADE = policy()
   (lambda: dpo.make(MADE, weighting="late"), "weighting = 'late' is not one of constant, time"),
   (lambda: dpo.make(MADE, online=True, group=4), "reward = None: algorithm 'dpo with online' needs a reward"),
   (lambda: refl.make(MADE, reward("host")), "reward.where = 'host': 'refl' differentiates the reward"),
-  (lambda: refl.make(MADE, reward(), truncate=41), "truncate = 41 must be in 0 .. 40"),
+  (lambda: refl.make(MADE, reward(), count=41), "count = 41 must be in 1 .. 40"),
   (lambda: refl.make(MADE, reward(), phi="abs"), "phi = 'abs' is not one of relu, linear"),
+  (lambda: refl.make(MADE, reward(), mode="last"), "mode = 'last' is not one of refl, draft, draft_lv"),
+  (lambda: refl.make(MADE, reward(), first=0.9, last=0.9), "first = 0.9, last = 0.9 must be shares of the chain"),
+  (lambda: refl.make(MADE, reward(), mode="direct", first=0.0, inversion=1.0), "inversion = 1.0 with first = 0.0"),
+  (lambda: refl.make(policy("ddim", process.ddpm()), reward(), mode="endpoint"), "adds up the steps of a rectified"),
+  (lambda: dpo.make(MADE, gamma=1.5), "gamma = 1.5 must be in .0, 1."),
+  (lambda: dense.make(MADE, reward(), group=8, gamma=0.0), "gamma = 0.0 must be in .0, 1."),
+  (lambda: dense.make(MADE, reward(), group=4, stored=6), "tuple_size = 2, stored = 6, group = 4: they must not fall"),
+  (lambda: dense.make(MADE, reward(), group=8, clip=0.0), "clip = 0.0 must be positive"),
+  (lambda: rwr.make(MADE, reward(), group=4, temperature=0.0), "temperature = 0.0 must be positive"),
+  (lambda: rwr.make(MADE, None, group=4), "reward = None: algorithm 'rwr' needs a reward"),
+  (lambda: ppo.make(MADE, reward(), lam=1.1), "lam = 1.1 must be in .0, 1."),
+  (lambda: grpo.make(MADE, reward(), group=4, buffer=16), "buffer = 16 with prompts = 0"),
+  (lambda: grpo.make(MADE, reward(), group=4, buffer=16, prompts=3, win_margin=0.0), "buffer = 16 with weights = None"),
+  (lambda: nft.make(MADE, reward(), group=4, objective="ppo"), "objective = 'ppo' is not one of nft, awm"),
+  (lambda: sft.make(MADE, of="best"), "of = 'best' is not one of x, win, lose"),
   (lambda: fit.make(None, reward()), "reward.fit = None: 'fit' trains rewards that say how they learn"),
   (lambda: sft.make(MADE).loss({}, {"prompt_id": jnp.zeros(1, int), "sample_id": jnp.zeros(1, int)}, jax.random.key(0)),
    "batch entry 'x' is missing"),

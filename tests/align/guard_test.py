@@ -111,3 +111,13 @@ def test_faults_are_planted_by_site_and_step(monkeypatch):
   monkeypatch.setenv("ALIGN_FAULT", "loss")
   with pytest.raises(UserError, match="ALIGN_FAULT='loss'.*site:step:kind"):
     guard.fault("loss", 0)
+
+
+def test_failing_scores_stop_a_run_above_their_share():
+  counts = guard.FailedScores(0.1)
+  counts.see(1, 0.5, 40)   # half of few: nothing can be said yet
+  counts.see(2, 1.0, 200)
+  with pytest.raises(UserError, match="step 3: the reward failed on 40 of 280 samples, at most 10% may"):
+    counts.see(3, 0.5, 40)
+  with pytest.raises(UserError, match="failed = 2: the share of scores that may fail is in"):
+    guard.FailedScores(2)

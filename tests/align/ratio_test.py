@@ -86,6 +86,13 @@ def test_exact_kl_mask_stops_only_beyond_the_limit_and_outwards():
   assert ratio.away(change, a, far, 1.0).tolist() == [True, False, False, True, False]
 
 
+def test_k3_is_an_unbiased_kl_and_never_negative():
+  p, q = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.5, 0.3])
+  each = np.asarray(ratio.k3(jnp.log(p), jnp.log(q)))
+  assert (each > 0).all() and ratio.k3(jnp.float32(-1.0), jnp.float32(-1.0)) == 0
+  np.testing.assert_allclose((p * each).sum(), (p * np.log(p / q)).sum(), rtol=1e-5)
+
+
 def test_deterministic_steps_give_no_nan():
   x, std = jnp.ones((1, 1, 4)), jnp.zeros((1, 1))
   for f in (ratio.gaussian, ratio.normalised):

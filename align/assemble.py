@@ -1,0 +1,150 @@
+"""From a config to functions, shapes and parameters: what a training run is made of before it starts.
+
+`assemble` allocates nothing, `place` gives shapes and shardings by tracing, `begin` computes or loads the parameters.
+"""
+import functools
+import json
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from align import build, shard, tree
+from align import evaluate as evaluation
+from align import lora as adapters
+from diffusion import folder
+
+RULES = [(r".*", "auto")]
+
+
+class Parts(NamedTuple):
+  """What a config means: functions and sources, nothing allocated."""
+  policy: Any
+  reward: Any
+  algorithm: Any
+  source: Any
+  optimizer: Any
+  mesh: Any
+  measure: Any        # (params) -> (scalars, images) on held-out prompts, or None
+
+
+class Place(NamedTuple):
+  """Shapes and shardings of a run."""
+  shapes: Any         # {role: tree} of everything that has parameters
+  shardings: Any
+  trained: str        # regex over "role/leaf"
+
+
+def assemble(seed, policy, lora, algorithm, reward, data, optim, mesh, evaluate, steps, group) -> Parts:
+  made = build.build("align.policies", policy) if policy else None
+  if made and lora:
+    made = adapters.wrap(made, **lora)
+  judge = build.build("rewards", reward) if reward else None
+  source = build.build("align.datasets", data) if data else None
+  taken = build.schema(build.locate("align.algorithms", algorithm["name"], "config.algorithm"))[0]
+  known = {"group": group, "prompts": source.size if source else 1}  # without data only shapes are asked for
+  method = build.build("align.algorithms", algorithm, made, judge, **{k: v for k, v in known.items() if k in taken})
+  length = {} if optim.get("total_steps") else {"total_steps": steps}
+  optimizer = build.build("align.optim", optim, **length)
+  measure = evaluation.probe(made, seed, **evaluate) if evaluate else None
+  return Parts(made, judge, method, source, optimizer, shard.mesh(**mesh), measure)
+
+
+def place(parts: Parts, trained: str) -> Place:
+  shapes = jax.eval_shape(functools.partial(initial, parts, trained), jax.random.key(0))
+  names = tree.flatten(shapes)
+  if not any(re.search(trained, name) for name in names):
+    raise build.UserError(f"config.trained = {trained!r} matches none of the {len(names)} parameters; names look like "
+                          f"{', '.join(list(names)[:3])}; it is a regular expression over role/leaf")
+  return Place(shapes, shard.specs(shapes, RULES, parts.mesh), trained)
+
+
+def initial(parts: Parts, trained: str, key) -> dict:
+  """{role: tree}: the base, what is trained of it, rewards, an algorithm's own networks, and the followers."""
+  keys = jax.random.split(key, 3)
+  roles = {}
+  if parts.policy:
+    whole = parts.policy.init(keys[0])
+    roles["base"], roles["policy"] = base_and_policy(whole, trained)
+  if parts.reward:
+    judged = parts.reward.init(keys[1])
+    roles |= {"reward": judged} if judged else {}
+  for i, (role, init) in enumerate(parts.algorithm.nets.items()):
+    roles[role] = init(jax.random.fold_in(keys[2], i))
+  return follow_from(roles, parts.algorithm.follow)
+
+
+def base_and_policy(whole: dict, trained: str) -> tuple[dict, dict]:
+  """The role `policy` holds what is trained; adapters are no part of the base, so that the reference is the base."""
+  chosen, _ = tree.partition({"policy": whole}, trained)
+  return {k: v for k, v in whole.items() if k != "lora"}, chosen.get("policy", {})
+
+
+def follow_from(roles: dict, follow: dict) -> dict:
+  return {**roles, **{role: roles[source] for role, (source, _, _) in follow.items()}}
+
+
+def load_start(shapes: dict, start: dict, trained: str) -> dict:
+  """{name: leaf} of what a run begins from: {"policy": model, "reward": model, "reward/NAME": model}."""
+  known, found = tree.flatten(shapes), {}
+  for role, model in (start or {}).items():
+    target = "base" if role == "policy" else role
+    if not any(name.startswith(target + "/") for name in known):
+      raise build.UserError(f"config.start.{role}: this run has no parameters called {role!r}; it has "
+                            f"{', '.join(sorted(shapes))}")
+    inside = functools.reduce(lambda t, k: t[k], target.split("/"), shapes)
+    with build.blame(f"config.start.{role}"):
+      loaded = folder.load(model, role.split("/")[0], like=inside)
+    found |= {f"{target}/{name}": leaf for name, leaf in tree.flatten(loaded).items()}
+    if role == "policy":
+      own = base_and_policy(loaded, trained)[1]
+      found |= {f"policy/{name}": leaf for name, leaf in tree.flatten(own).items()}
+  return found
+
+
+def begin(parts: Parts, where: Place, seed: int, start: dict) -> dict:
+  """Parameters of every role, on their shards; only what is not loaded is computed, followers are copies."""
+  loaded = load_start(where.shapes, start, where.trained)
+  places = tree.flatten(where.shardings)
+  copied = {name: source + name[len(role):] for role, (source, _, _) in parts.algorithm.follow.items()
+            for name in places if name.startswith(role + "/")}
+  wanted = [name for name in places if name not in loaded and name not in copied]
+
+  def fresh(key):
+    made = tree.flatten(initial(parts, where.trained, key))
+    return {name: made[name] for name in wanted}
+
+  flat = jax.jit(fresh, out_shardings={name: places[name] for name in wanted})(jax.random.key(seed)) if wanted else {}
+  flat |= {name: shard.place(leaf, places[name]) for name, leaf in loaded.items()}
+  flat |= {name: jnp.copy(flat[source]) for name, source in copied.items()}
+  # base and policy may share an output of the program above, and what is donated must not be shared
+  return jax.tree.map(jnp.copy, tree.unflatten(flat))
+
+
+def changing(parts: Parts, trained: str, roles: dict) -> tuple[dict, dict]:
+  """(what the state holds: trained leaves and followers, what is frozen)."""
+  pattern = "|".join([trained] + [f"^{role}/" for role in parts.algorithm.follow])
+  return tree.partition(roles, pattern)
+
+
+def outline(config: dict) -> str:
+  """What --print shows: the resolved config, the parameter table and the batch arithmetic; nothing is allocated."""
+  options = {k: v for k, v in config.items() if k != "task"}
+  pick = lambda k, default: options.get(k) or default
+  parts = assemble(pick("seed", 0), options.get("policy"), options.get("lora"), options["algorithm"],
+                   options.get("reward"), None, pick("optim", {"name": "adamw"}), pick("mesh", {}), {},
+                   options["steps"], options["group"])
+  where = place(parts, options["trained"])
+  specs = tree.flatten(where.shardings)
+  rows = [("parameter", "shape", "dtype", "sharding", "trained")]
+  rows += [(name, "x".join(map(str, leaf.shape)) or "-", str(leaf.dtype), str(specs[name].spec),
+            "yes" if re.search(where.trained, name) else "") for name, leaf in tree.flatten(where.shapes).items()]
+  chosen, _ = tree.partition(where.shapes, where.trained)
+  updates, samples = parts.algorithm.updates, options["batch"] * options["group"]
+  arithmetic = (f"{options['batch']} prompts x {options['group']} samples = {samples} samples an experience; "
+                f"{updates} updates an experience, each in {options['micro']} pieces; {options['steps']} updates in "
+                f"all = {-(-options['steps'] // updates)} experiences = {-(-options['steps'] // updates) * samples} "
+                "samples")
+  return "\n\n".join([json.dumps(config, indent=1, default=str), build.table(rows),
+                      f"{tree.count(where.shapes):,} parameters, {tree.count(chosen):,} trained", arithmetic])

@@ -1,0 +1,76 @@
+"""PPO with a value network: advantages in closed form, the policy's part, and that the value learns."""
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from small import STEPS, G, P, batch_of, experience, gradient, params_of, policy, reward
+
+from align.algorithms import ppo
+
+
+def with_value(method, params):
+  return {**params, "value": method.nets["value"](jax.random.key(4))}
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.7, 1.0])
+def test_generalised_advantages_against_numpy(lam):
+  v, r = np.random.default_rng(0).normal(size=(3, 4)), np.array([1.0, -2.0, 0.5])
+  a, target = ppo.generalised(jnp.asarray(v, jnp.float32), jnp.asarray(r, jnp.float32), lam)
+  after = np.concatenate([v[:, 1:], r[:, None]], 1)
+  expected = np.array([[sum(lam ** (j - k) * (after[i, j] - v[i, j]) for j in range(k, 4)) for k in range(4)]
+                       for i in range(3)])
+  np.testing.assert_allclose(a, expected, atol=1e-6)
+  np.testing.assert_allclose(target, expected + v, atol=1e-6)
+  if lam == 1:  # DPOK: the return minus the value
+    np.testing.assert_allclose(a, r[:, None] - v, atol=1e-6)
+
+
+def test_the_value_begins_at_zero_and_the_policy_follows_reinforce():
+  made = policy()
+  params = params_of(made, 0.1)
+  method = ppo.make(made, reward(), group=G, steps=STEPS, lam=1.0)
+  params = with_value(method, params)
+  batch, rollout, _ = experience(method, made, params)
+  total = reward().score({}, {}, made.decode(params["base"], rollout.output), None).total
+  np.testing.assert_allclose(batch["target"], jnp.broadcast_to(total[:, None], (P * G, STEPS - 1)), atol=1e-6)
+  a = (total - total.mean()) / (total.std() + 1e-4)
+  np.testing.assert_allclose(batch["advantage"][:, 0], jnp.clip(a, -5, 5), atol=1e-4)
+  _, metrics, grads = gradient(method, params, batch)
+
+  def reinforce(tree):
+    return -(batch["advantage"] * made.replay({**params["base"], **tree}, batch["rollout"]).log_prob).mean()
+  expected = jax.flatten_util.ravel_pytree(jax.grad(reinforce)(params["policy"]))[0]
+  np.testing.assert_allclose(grads, expected, atol=2e-5 * float(jnp.abs(expected).max()) + 1e-7)
+  assert metrics["on_policy_gap"] < 2e-6
+
+
+def test_the_value_learns_its_targets_and_leaves_the_policy_alone():
+  made = policy()
+  method = ppo.make(made, reward(), group=G, steps=STEPS, value=1.0)
+  params = with_value(method, params_of(made, 0.1))
+  batch, _, _ = experience(method, made, params)
+  still = {**batch, "advantage": jnp.zeros_like(batch["advantage"])}
+  first = gradient(method, params, still)[1]["value_error"]
+  assert (gradient(method, params, still)[2] == 0).all()
+  tx = optax.adam(1e-2)
+  opt, value = tx.init(params["value"]), params["value"]
+
+  @jax.jit
+  def step(value, opt):
+    grads = jax.grad(lambda v: method.loss({**params, "value": v}, still, jax.random.key(0))[0])(value)
+    updates, opt = tx.update(grads, opt)
+    return optax.apply_updates(value, updates), opt
+  for _ in range(150):
+    value, opt = step(value, opt)
+  last = gradient(method, {**params, "value": value}, still)[1]["value_error"]
+  assert last < 0.3 * first
+
+
+def test_invalid_samples_are_left_out():
+  made = policy()
+  method = ppo.make(made, reward(), group=G, steps=STEPS)
+  params, batch = with_value(method, params_of(made, 0.1)), batch_of(made)
+  memory, _, _ = experience(method, made, params)
+  bad = {**memory, "valid": memory["valid"].at[0].set(0), "target": memory["target"].at[0].set(1e6)}
+  assert gradient(method, params, bad)[1]["value_error"] < 1e3 and len(batch["x"]) == P * G
