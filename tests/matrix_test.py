@@ -15,30 +15,44 @@ NEEDS = {
   "sft": {"data": {"name": "toy:data"}}, "dpo": {"data": {"name": "toy:data", "pairs": True}},
   "grpo": {"algorithm": {"clip": 1.0, "updates": 2}},
   "nft": {"algorithm": {"levels": 2, "updates": 2, "old_limit": 0.9}},
+  "rwr": {"algorithm": {"updates": 2}},
+  "ppo": {"algorithm": {"clip": 1.0, "updates": 2}, "trained": "^(policy|value)/"},
+  "dense": {"algorithm": {"clip": 1.0, "stored": 3, "tuples": 8, "updates": 2}},
   "refl": {}, "fit": {"policy": None, "trained": "^reward/", "data": {"name": "toy:data"},
                       "reward": {"name": "classifier", "classes": 8, "size": 4, "channels": 1, "width": 4}},
+  "compare": {"policy": None, "trained": "^reward/", "data": {"name": "toy:data", "pairs": True},
+              "reward": {"name": "scalar", "net": {"name": "lm", "variant": "tiny"}, "length": 6, "size": 4,
+                         "channels": 1}},
 }
+JUDGES = ("fit", "compare")  # what trains a reward, without a policy
+TOKENS = ("sft", "dpo", "grpo", "rwr")  # what serves policies without noise levels, too
+ONLINE = ("grpo", "nft", "rwr", "ppo", "dense")
 REAL = {"name": "diffusion", "text": {"name": "text", "width": 16, "depth": 1, "heads": 2}, "length": 6, "size": 4,
         "channels": 1, "steps": 5, "kernel": "flow_sde", "law": "uniform", "process": "flow"}
 POLICIES = {"flow": {"name": "toy:policy"}, "ddpm": {"name": "toy:policy", "kind": "ddpm"},
-            "lora": {"name": "toy:policy"}, "unet": {**REAL, "net": {"name": "unet", "variant": "tiny", "channels": 1}},
+            "lora": {"name": "toy:policy"},
+            "tokens": {"name": "autoregressive", "net": {"name": "lm", "variant": "tiny"}, "cond": "prompt",
+                       "length": 6, "prompt_length": 6},
+            "unet": {**REAL, "net": {"name": "unet", "variant": "tiny", "channels": 1}},
             "mmdit": {**REAL, "net": {"name": "mmdit", "variant": "tiny", "channels": 1}}}
 MORE = {"lora": {"lora": {"rank": 2, "targets": "^net/.*kernel$"}, "trained": "^policy/lora/"},
-        "unet": {"mesh": {"data": 2, "fsdp": 4}}, "mmdit": {"mesh": {"data": 2, "fsdp": 2, "model": 2}}}
-CHEAP = ("flow", "ddpm", "none")  # of the other policies, most combinations are slow
+        "tokens": {"data": {"name": "toy:texts"}}, "unet": {"mesh": {"data": 2, "fsdp": 4}},
+        "mmdit": {"mesh": {"data": 2, "fsdp": 2, "model": 2}}}
+CHEAP = ("flow", "ddpm", "tokens", "none")  # of the other policies, most combinations are slow
 DAILY = (("dpo", "lora"), ("grpo", "lora"))
 CASES = [pytest.param(a, p, marks=[] if p in CHEAP or (a, p) in DAILY else pytest.mark.slow)
-         for a in build.names("align.algorithms") for p in (POLICIES if a != "fit" else ("none",))]
+         for a in build.names("align.algorithms") for p in (("none",) if a in JUDGES else POLICIES)
+         if p != "tokens" or a in TOKENS]
 
 
 def config(name, kind, **more):
   """The run of one case: 4 updates, a stop possible after any."""
   needs = NEEDS[name]
-  is_online = name in ("grpo", "nft")
+  is_online, judge = name in ONLINE, "toy:words" if kind == "tokens" else "toy:reward"
   return {
     "task": "train", "steps": 4, "batch": 8, "group": 4 if is_online else 1, "policy": POLICIES.get(kind),
     "data": {"name": "toy:data", "media": False}, "log_every": 1, "save_every": 100, "mesh": {"data": 8},
-    "reward": {"name": "toy:reward"} if is_online or name == "refl" else None,
+    "reward": {"name": judge} if is_online or name == "refl" else None,
     "optim": {"name": "adamw", "lr": 3e-3},
     **needs, "algorithm": {"name": name, **needs.get("algorithm", {})}, **MORE.get(kind, {}), **more,
   }
@@ -63,8 +77,8 @@ def raw(workdir, step):
 
 @pytest.mark.parametrize("name, kind", CASES)
 def test_four_updates_are_two_and_two(name, kind, tmp_path, monkeypatch):
-  """The stop falls between two updates (grpo and nft: after 1, inside an experience), on all 8 devices."""
-  spec, stop = config(name, kind), 1 if name in ("grpo", "nft") else 2
+  """The stop falls between two updates (on-policy: after 1, inside an experience), on all 8 devices."""
+  spec, stop = config(name, kind), 1 if name in ONLINE else 2
   main.run(spec, tmp_path / "whole")
   monkeypatch.setenv("ALIGN_FAULT", f"stop:{stop}:sigterm")
   with pytest.raises(guard.Stopped):
@@ -83,7 +97,7 @@ def test_four_updates_are_two_and_two(name, kind, tmp_path, monkeypatch):
   assert np.isfinite([value for row in rows[0] for value in row.values()]).all()
 
 
-@pytest.mark.parametrize("name", [a for a in build.names("align.algorithms") if a != "fit"])
+@pytest.mark.parametrize("name", [a for a in build.names("align.algorithms") if a not in JUDGES])
 def test_only_trained_leaves_move(name, tmp_path):
   """The text embedding is frozen, and one leaf of the network; everything else of the network moves."""
   trained = r"^policy/net/(in/|out/bias)"
@@ -106,6 +120,13 @@ def test_only_trained_leaves_of_a_reward_move(tmp_path):
 
 def exported(workdir, kind="policy"):
   return tree.flatten(folder.load(str(workdir), kind))
+
+
+@pytest.mark.parametrize("name", [a for a in build.names("align.algorithms") if a not in (*TOKENS, *JUDGES)])
+def test_what_needs_noise_refuses_tokens_before_any_work(name, tmp_path):
+  with pytest.raises(build.UserError, match="this policy makes tokens; choose a diffusion policy"):
+    main.run(config(name, "tokens"), tmp_path / "run")
+  assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_stop_keeps_the_experience_that_it_fell_into(tmp_path, monkeypatch):

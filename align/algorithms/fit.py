@@ -1,4 +1,4 @@
-"""Trains a reward on its own data: the loss is the reward's `fit` (cross-entropy, Bradley-Terry of pairs, ...).
+"""Trains a reward on its own data: the loss is the reward's `fit`, such as cross-entropy (judgements: compare.py).
 
 `trained` must then match role `reward`. There is no policy, or it is frozen.
 """

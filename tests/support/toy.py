@@ -50,6 +50,20 @@ def reward(where: str = "gradient", failing: int = -1) -> Reward:
   return Reward(lambda key: {}, lambda batch: batch, score, where, None)
 
 
+def words(where: str = "host") -> Reward:
+  """Of token ids [B L]: the share of tokens below 50, so that every answer has a score of its own."""
+  score = lambda view, batch, media, keys: Scores((media < 50).mean(1), {}, np.ones(len(media), bool))
+  return Reward(lambda key: {}, lambda batch: batch, score, where, None)
+
+
+def texts(count: int = 8) -> Source:
+  """Questions with an answer, a better and a worse one."""
+  def record(i):
+    meta = {"caption": f"{WORDS[i]} circles", "win": f"{WORDS[i]} red circles", "lose": f"a {WORDS[7 - i]}"}
+    return {"prompt": f"a handwritten {WORDS[i]}", "meta": meta}
+  return Source(count, record, "toy")
+
+
 def data(pairs: bool = False, count: int = 8, media: bool = True) -> Source:
   """Captioned pictures, pairs of them, or prompts alone."""
   def picture(i, shift):
