@@ -78,8 +78,11 @@ def test_the_tree_names_what_is_there():
   assert top == ["align", "rewards", "diffusion", "configs", "launch", "tests", "notebooks"]
   assert all((ROOT / name).is_dir() for name in top)
   inside = set(re.findall(r"\b(\w+\.py)\b", tree.split("rewards/")[0]))
-  there = {p.name for p in (ROOT / "align").glob("*.py")} - {"__init__.py"}
-  assert inside == {*there, "diffusion.py"}, inside ^ there
+  there = {p.name for folder in ("align", "align/policies") for p in (ROOT / folder).glob("*.py")} - {"__init__.py"}
+  assert inside == there, inside ^ there
+  methods = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.M)
+  files = {p.stem for p in (ROOT / "align/algorithms").glob("*.py")} - {"__init__", "base"}
+  assert set(methods) == files, set(methods) ^ files
   for path in re.findall(r"`((?:align|rewards|diffusion|configs|launch|notebooks|tests)/[\w./]+)`",
                          (ROOT / "README.md").read_text()):
     assert Path(ROOT / path).exists(), path
