@@ -296,7 +296,7 @@ def rollout(repeats: int) -> dict:
 
 def updater(loss, params, tx):
   """(step function that keeps its own state, the pure update) of one training step."""
-  state = State(jnp.int32(0), {"policy": params["policy"]}, tx.init(params["policy"]), ())
+  state = State(jnp.int32(0), {"policy": params["policy"]}, tx.init({"policy": params["policy"]}), ())
   frozen = {"base": params["base"]}
   pure = make_train_step(loss, tx)
   jitted, held = jax.jit(pure, donate_argnums=0), [jax.tree.map(jnp.copy, state)]

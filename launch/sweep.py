@@ -4,15 +4,23 @@
   python -m launch.sweep --sweep=configs/sweeps/NAME.py --table
 
 A sweep file has get_sweep() -> {"config": FILE, "runs": {NAME: {"config.seed": 0, ...}}, "columns": {TITLE: PATH}};
-PATH is a list of keys into a record. A run that has its record is not run again, one that was interrupted goes on
-where it was, one that fails is noted in WORKDIR/sweep.log and the others go on. Ctrl-C and SIGTERM are passed on to the
-runs, which save. Nothing of the packages is imported: a run is what anybody would type.
+PATH is a list of keys into a record, and a run's "config" replaces FILE. A run that has its record is not run again,
+one that was interrupted goes on where it was, one that fails is noted in WORKDIR/sweep.log and the others go on. Ctrl-C
+and SIGTERM are passed on to the runs, which save. Nothing of the packages is imported: a run is what anybody would
+type. Optional keys:
+
+  "share"   {RUN: {STAGE: PLACE}}: the pipeline's stage lies in WORKDIR/PLACE, where other runs find it done
+  "groups"  {TITLE: [RUN, ...]}: the table has a row a group, means over its runs with t-intervals
+  "test"    {"column": TITLE, "least": 0.03}: that column's mean against 0 in every group, a t-test over runs; p-values
+            are Holm's over all groups, and what is below .05 with a mean of at least `least` is marked
 """
 import argparse
 import contextlib
+import hashlib
 import json
 import math
 import os
+import platform
 import runpy
 import signal
 import subprocess
@@ -42,18 +50,46 @@ def load(path: str) -> dict:
   return sweep
 
 
-def record(results: dict, overrides: dict) -> dict:
-  """What is kept of a run's results: figures and their intervals, no samples, no curves, no paths."""
+def record(results: dict, overrides: dict, config: str = "") -> dict:
+  """What is kept of a run's results: figures and their intervals, no samples, no curves, no paths.
+
+  config: the resolved config as text, of which the hash is kept."""
   costs = [{k: stage[k] for k in ("name", "seconds", "peak_memory_bytes") if k in stage}
            for stage in results.get("stages", [])]
-  return {"overrides": overrides, **{k: results[k] for k in KEPT if k in results}, "stages": costs,
+  origin = {"config": hashlib.sha256(config.encode()).hexdigest()[:16], "code": code(), "machine": machine()}
+  return {"overrides": overrides, **origin, **{k: results[k] for k in KEPT if k in results}, "stages": costs,
           "seconds": round(sum(c.get("seconds", 0) for c in costs), 1),
           "peak_memory_bytes": max((c.get("peak_memory_bytes", 0) for c in costs), default=0)}
 
 
+def code() -> str:
+  """The commit of the checkout that runs, with + where files differ from it; "unknown" outside of one."""
+  def ask(*words):
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
+  try:
+    return ask("rev-parse", "--short=12", "HEAD") + "+" * bool(ask("status", "--porcelain", "--untracked-files=no"))
+  except (OSError, subprocess.CalledProcessError):
+    return "unknown"
+
+
+def machine() -> str:
+  return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
 def command(config: str, workdir: Path, overrides: dict) -> list:
-  given = [f"--{key}={value}" for key, value in overrides.items()]
+  config = overrides.get("config", config)
+  given = [f"--{key}={value}" for key, value in overrides.items() if key != "config"]
   return [sys.executable, "-m", "align.main", f"--config={config}", f"--workdir={workdir}", *given]
+
+
+def link(workdir: Path, run: str, places: dict) -> None:
+  """WORKDIR/RUN/STAGE -> WORKDIR/PLACE for every shared stage; what another run finished there is not done again."""
+  for stage, place in places.items():
+    there, here = workdir / place, workdir / run / stage
+    for folder in (there, here.parent):
+      folder.mkdir(parents=True, exist_ok=True)
+    if not here.exists():
+      here.symlink_to(os.path.relpath(there, here.parent), target_is_directory=True)
 
 
 def recorded(records: Path, name: str, overrides: dict) -> dict | None:
@@ -105,6 +141,7 @@ def run(sweep: dict, workdir: Path, records: Path, make=command, jobs: int = 1) 
         if waiting and len(running) < jobs and not asked and RESUMABLE not in failed.values():
           name = waiting.pop(0)
           print(f"({list(runs).index(name) + 1}/{len(runs)}) {name}", flush=True)
+          link(workdir, name, sweep.get("share", {}).get(name, {}))
           running[name] = start(make(sweep["config"], workdir / name, runs[name]), workdir / f"{name}.log", jobs > 1)
           continue
         if len(asked) > told:
@@ -141,7 +178,8 @@ def keep(workdir: Path, records: Path, name: str, overrides: dict) -> int:
   except (OSError, ValueError) as error:
     note(workdir, f"{name}: no results in {str(path)!r} ({error}); the config must end in an evaluation, correct it")
     return 1
-  write(records / f"{name}.json", record(results, overrides))
+  config = workdir / name / "config.json"
+  write(records / f"{name}.json", record(results, overrides, config.read_text() if config.is_file() else ""))
   return 0
 
 
@@ -176,23 +214,55 @@ def interval(values: list) -> tuple:
   return mean, float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n)
 
 
+def holm(chances: dict) -> dict:
+  """p-values that hold over all of them together (Holm 1979): {name: p} -> {name: adjusted p}."""
+  out, least = {}, 0.0
+  for i, name in enumerate(sorted(chances, key=chances.get)):
+    least = max(least, min(1.0, (len(chances) - i) * chances[name]))
+    out[name] = least
+  return out
+
+
 def table(sweep: dict, records: Path) -> str:
-  """Markdown: a row a run, and the mean over runs with its t-interval."""
+  """Markdown: a row a run and the mean over runs with its t-interval, or a row a group."""
   every = {name: recorded(records, name, overrides) for name, overrides in sweep["runs"].items()}
   found = {name: one for name, one in every.items() if one is not None}
-  titles, rows = list(sweep["columns"]), []
-  for name, one in found.items():
-    values = [reach(one, sweep["columns"][title]) for title in titles]
-    rows.append([name, *("–" if v is None else f"{v:.3f}" for v in values)])
-  last = ["mean and 95 % t-interval"]
-  for title in titles:
-    values = [v for one in found.values() if (v := reach(one, sweep["columns"][title])) is not None]
-    mean, half = interval(values) if values else (None, None)
-    last.append("–" if mean is None else f"{mean:.3f}" + ("" if half is None else f" ± {half:.3f}"))
-  lines = [["run", *titles], ["---"] * (len(titles) + 1), *rows, last]
+  lines = by_group(sweep, found) if "groups" in sweep else by_run(sweep, found)
   missing = [name for name in sweep["runs"] if name not in found]
   return "\n".join("| " + " | ".join(line) + " |" for line in lines) + (
     f"\n\nNot run yet: {', '.join(missing)}." if missing else "")
+
+
+def by_run(sweep: dict, found: dict) -> list:
+  titles = list(sweep["columns"])
+  values = {name: [reach(one, sweep["columns"][title]) for title in titles] for name, one in found.items()}
+  rows = [[name, *("–" if v is None else f"{v:.3f}" for v in row)] for name, row in values.items()]
+  return [["run", *titles], ["---"] * (len(titles) + 1), *rows,
+          ["mean and 95 % t-interval", *(cell(column(sweep, found, title)) for title in titles)]]
+
+
+def by_group(sweep: dict, found: dict) -> list:
+  groups, titles, test = sweep["groups"], list(sweep["columns"]), sweep.get("test")
+  some = {title: {name: found[name] for name in runs if name in found} for title, runs in groups.items()}
+  rows = {group: [group, str(len(ones)), *(cell(column(sweep, ones, title)) for title in titles)]
+          for group, ones in some.items()}
+  if test:
+    values = {group: column(sweep, ones, test["column"]) for group, ones in some.items()}
+    chances = holm({group: float(stats.ttest_1samp(v, 0).pvalue) for group, v in values.items() if len(v) > 1})
+    for group, row in rows.items():
+      p, mean = chances.get(group), sum(values[group]) / max(1, len(values[group]))
+      row.append("–" if p is None else f"{p:.3g}" + " *" * (p < 0.05 and abs(mean) >= test["least"]))
+  extra = [f"Holm p of {test['column']}"] if test else []
+  return [["", "runs", *titles, *extra], ["---"] * (2 + len(titles) + len(extra)), *rows.values()]
+
+
+def column(sweep: dict, found: dict, title: str) -> list:
+  return [v for one in found.values() if (v := reach(one, sweep["columns"][title])) is not None]
+
+
+def cell(values: list) -> str:
+  mean, half = interval(values) if values else (None, None)
+  return "–" if mean is None else f"{mean:.3f}" + ("" if half is None else f" ± {half:.3f}")
 
 
 def main(argv: list | None = None) -> int:

@@ -137,6 +137,46 @@ def test_the_table_has_the_t_interval(tmp_path):
   assert lines[5] == "| mean and 95 % t-interval | 0.100 ± 0.248 | – |" and lines[-1] == "Not run yet: s3."
 
 
+def test_holms_p_values():
+  found = sweep.holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.005})
+  assert found == pytest.approx({"d": 0.02, "a": 0.03, "c": 0.06, "b": 0.06})  # times 4, 3, 2, 1; never falling
+  assert sweep.holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
+
+
+def test_groups_have_rows_with_tests(tmp_path):
+  make, _ = commands({}, tmp_path)
+  names = ("s1", "s2", "s3", "s8", "s9")
+  grouped = {**made(names), "groups": {"low": names[:3], "high": names[3:], "one": ["later"]},
+             "runs": {**{n: {"config.seed": int(n[1])} for n in names}}, "test": {"column": "rate", "least": 0.3}}
+  sweep.run(grouped, tmp_path / "w", tmp_path / "r", make)
+  lines = sweep.table(grouped, tmp_path / "r").splitlines()
+  assert lines[0] == "|  | runs | rate | none | Holm p of rate |"
+  # .1, .2, .3: t = .2 / (.1 / sqrt 3) = 3.464, p(2) = .0742; .8, .9: t = 17, p(1) = .0374, twice that is .0748
+  assert lines[2].startswith("| low | 3 | 0.200 ± 0.248 | – | 0.07") and lines[3].startswith("| high | 2 | 0.850")
+  assert lines[4] == "| one | 0 | – | – | – |" and "*" not in "".join(lines)
+  marked = {**grouped, "groups": {"high": names[3:]}}
+  assert sweep.table(marked, tmp_path / "r").splitlines()[2].endswith("| 0.0374 * |")
+
+
+def test_a_shared_stage_lies_in_one_place(tmp_path):
+  shared = {**made(("a", "b")), "share": {n: {"base": "shared/0/base"} for n in "ab"}}
+  code = ("import json, pathlib, sys\nme = pathlib.Path(sys.argv[1])\n"
+          "with open(me / 'base' / 'done', 'a') as f: f.write(me.name)\n(me / 'results.json').write_text('{}')")
+  make = lambda config, workdir, overrides: [sys.executable, "-c", code, str(workdir)]
+  assert sweep.run(shared, tmp_path / "w", tmp_path / "r", make) == {}
+  assert (tmp_path / "w/shared/0/base/done").read_text() == "ab"
+  assert os.readlink(tmp_path / "w/a/base") == "../shared/0/base"
+
+
+def test_a_run_may_have_a_config_of_its_own_and_records_say_what_made_them(tmp_path):
+  words = sweep.command("c.py", "w", {"config": "other.py", "config.seed": 3})
+  assert words[-3:] == ["--config=other.py", "--workdir=w", "--config.seed=3"]
+  make, _ = commands({}, tmp_path)
+  sweep.run(made(("s0",)), tmp_path / "w", tmp_path / "r", make)
+  kept = json.loads((tmp_path / "r/s0.json").read_text())
+  assert len(kept["config"]) == 16 and kept["code"] and f"{os.cpu_count()} cores" in kept["machine"]
+
+
 @pytest.mark.parametrize("text, message", [(None, "no such file"), ("x = 1", "no get_sweep"),
                                            ("def get_sweep(): return {'config': 'a', 'columns': {}}", "add runs")])
 def test_a_file_that_is_no_sweep_is_refused(text, message, tmp_path, capsys):
