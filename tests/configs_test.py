@@ -7,7 +7,7 @@ import pytest
 from align import build, config, main
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").glob("*.py")
+FILES = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "configs").rglob("*.py")
                if "def get_config" in p.read_text())
 
 

@@ -215,6 +215,30 @@ def test_on_policy_the_gradient_of_grpo_is_that_of_advantage_times_log_prob():
   assert np.asarray(batch["rollout"].mask).mean() < 1  # some answers were shorter
 
 
+def test_grpo_makes_likely_what_is_rewarded():
+  """Twenty experiences of the reward's own making: the share of colour words in an answer."""
+  made, group, few = make("none"), 16, WORDS.encode(["red green blue yellow"], 8)[0][0, 1:5]
+  judge = Reward(lambda key: {}, lambda b: b, None, "host", None)
+  method, tx = grpo.make(made, judge, group=group, clip=0.2, std="group"), optax.adam(0.02)
+  policy, batch = made.init(jax.random.key(0)), batch_of(made, group)
+
+  @jax.jit
+  def step(policy, opt, n):
+    params, key = {"base": policy, "policy": policy}, jax.random.key(n)
+    roll = method.rollout(params, batch, base.sample_keys(key, batch))
+    share = (jnp.isin(roll.output, few) * roll.mask).mean(1)
+    memory, _ = method.select(params, (), roll, Scores(share, {}, jnp.ones(len(share), bool)), batch, key)
+    drawn = {**batch, **method.draw(memory, 0, key)}
+    grads = jax.grad(lambda p: method.loss({**params, "policy": p}, drawn, key)[0])(policy)
+    updates, opt = tx.update(grads, opt)
+    return optax.apply_updates(policy, updates), opt, share.mean()
+  opt, shares = tx.init(policy), []
+  for n in range(20):
+    policy, opt, share = step(policy, opt, n)
+    shares.append(float(share))
+  assert shares[0] < 0.1 and np.mean(shares[-3:]) > 0.8, shares
+
+
 def test_dpo_starts_at_log_2_and_its_gradient_is_that_of_the_sums():
   made, beta = make("prompt"), 0.1
   params = {"base": params_of(made), "policy": params_of(made)}
