@@ -57,7 +57,19 @@ def place(parts: Parts, trained: str) -> Place:
   if not any(re.search(trained, name) for name in names):
     raise build.UserError(f"config.trained = {trained!r} matches none of the {len(names)} parameters; names look like "
                           f"{', '.join(list(names)[:3])}; it is a regular expression over role/leaf")
+  check_trained(parts, trained, names)
   return Place(shapes, shard.specs(shapes, RULES, parts.mesh), trained)
+
+
+def check_trained(parts: Parts, trained: str, names) -> None:
+  """Refuses to train what must stand still, and to leave untrained what an algorithm brings to be trained."""
+  hit = {name.split("/")[0] for name in names if re.search(trained, name)}
+  for role in sorted(hit & {"base", *parts.algorithm.follow}):
+    raise build.UserError(f"config.trained = {trained!r} matches the role {role!r}, which is not trained; begin it "
+                          "with the role, as in '^policy/'")
+  for role in sorted(set(parts.algorithm.nets) - hit):
+    raise build.UserError(f"config.trained = {trained!r} leaves out {role!r}, a network that this algorithm learns; "
+                          f"add it, as in '^(policy|{role})/'")
 
 
 def initial(parts: Parts, trained: str, key) -> dict:
@@ -72,7 +84,7 @@ def initial(parts: Parts, trained: str, key) -> dict:
     roles |= {"reward": judged} if judged else {}
   for i, (role, init) in enumerate(parts.algorithm.nets.items()):
     roles[role] = init(jax.random.fold_in(keys[2], i))
-  return follow_from(roles, parts.algorithm.follow)
+  return follow_from(roles, parts.algorithm.follow, trained)
 
 
 def base_and_policy(whole: dict, trained: str) -> tuple[dict, dict]:
@@ -81,8 +93,10 @@ def base_and_policy(whole: dict, trained: str) -> tuple[dict, dict]:
   return {k: v for k, v in whole.items() if k != "lora"}, chosen.get("policy", {})
 
 
-def follow_from(roles: dict, follow: dict) -> dict:
-  return {**roles, **{role: roles[source] for role, (source, _, _) in follow.items()}}
+def follow_from(roles: dict, follow: dict, trained: str) -> dict:
+  """Followers hold what is trained of their source."""
+  moved = tree.partition(roles, trained)[0]
+  return {**roles, **{role: moved.get(source, {}) for role, (source, _, _) in follow.items()}}
 
 
 def load_start(shapes: dict, start: dict, trained: str) -> dict:

@@ -49,6 +49,9 @@ def sampler(policy, steps):
 
 def sample_all(policy, view, source, *, samples: int, batch: int, seed: int, steps=None, title: str = "sampling"):
   """All prompts of a source x samples -> images uint8 [P n H W C], and the records. `batch` samples a call."""
+  if policy.process is None:
+    raise build.UserError("config.policy: evaluation, probes and calibration judge images, and this policy makes "
+                          "tokens; leave them out, or choose a diffusion policy")
   records = batches.readable(source)
   total = len(records) * samples
   draw, root, out = sampler(policy, steps), jax.random.key(seed), []

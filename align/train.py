@@ -43,8 +43,11 @@ def make_train_step(loss, tx, micro: int = 1, trained: str = "^policy/", follow=
     if micro == 1:
       return gradients(chosen, rest, batch, key)
     pieces = jax.tree.map(lambda a: a.reshape((micro, a.shape[0] // micro) + a.shape[1:]), batch)
-    outs = jax.lax.map(lambda piece: gradients(chosen, rest, piece, key), pieces)
-    return jax.tree.map(lambda a: a.astype(jnp.float32).mean(0), outs)
+    (value, out), grads = jax.lax.map(lambda piece: gradients(chosen, rest, piece, key), pieces)
+    mean = lambda a: a.astype(jnp.float32).mean(0)
+    worst = {name: out.pop(name).max(0) for name in ("on_policy_gap",) if name in out}
+    # a metric by noise level is nan where a piece has no sample at that level
+    return (mean(value), {**jax.tree.map(lambda a: jnp.nanmean(a, 0), out), **worst}), jax.tree.map(mean, grads)
 
   def step(state, frozen, batch, key):
     chosen, others = tree.partition(state.params, trained)
@@ -96,7 +99,7 @@ def compile_(parts: Parts, where: Place, micro: int, state: State) -> Compiled:
     return policy.embed(tree.view(params, "policy"), batch, keys) if policy else batch
 
   def select(state, frozen, rollout, scores, batch, key):
-    memory, out = method.select({**frozen, **state.params}, state.memory, rollout, scores, batch, key)
+    memory, out = method.select(tree.merge(frozen, state.params), state.memory, rollout, scores, batch, key)
     return memory, out
 
   def follow(state):
@@ -125,7 +128,7 @@ def gather(parts: Parts, do: Compiled, state: State, frozen: dict, batch: dict, 
   """One experience: (memory for its updates, metrics), or (None, metrics) where no sample has a valid score."""
   arrays, host = prepared(parts, batch, step // parts.algorithm.updates)
   arrays = shard.put_batch(arrays, parts.mesh)
-  params, keys = {**frozen, **state.params}, sample_keys(key, arrays)
+  params, keys = tree.merge(frozen, state.params), sample_keys(key, arrays)
   arrays = do.embed(params, arrays, keys)
   rollout = scores = None
   if do.rollout:
@@ -234,7 +237,7 @@ def empty_memory(parts: Parts, stream, state, frozen):
       rollout = parts.algorithm.rollout(params, seen, keys)
       scores = evaluation.blank_scores(rollout.output.shape[0])
     return parts.algorithm.select(params, (), rollout, scores, seen, key)[0]
-  shapes = jax.eval_shape(traced, {**frozen, **state.params}, shard.put_batch(arrays, parts.mesh))
+  shapes = jax.eval_shape(traced, tree.merge(frozen, state.params), shard.put_batch(arrays, parts.mesh))
   zeros = lambda s: shard.place(np.zeros(s.shape, s.dtype), shard.batch_or_copy(s.shape, parts.mesh))
   return jax.tree.map(zeros, shapes)
 
@@ -327,7 +330,7 @@ def settle(watch: Watch, pending) -> None:
 
 
 def report(parts: Parts, watch: Watch, state: State, frozen: dict, step: int) -> None:
-  scalars, images = parts.measure({**frozen, **state.params})
+  scalars, images = parts.measure(tree.merge(frozen, state.params))
   watch.writer.write_scalars(step, scalars)
   watch.writer.write_images(step, images)
   watch.writer.flush()
@@ -346,18 +349,20 @@ def list_skipped(workdir: Path, source, skipped: list) -> None:
 
 
 def export_run(workdir: Path, parts: Parts, state, frozen, policy, reward, role) -> None:
-  """WORKDIR/export: the trained policy (adapters merged, `ema` where there is one) or reward, ready for generate."""
-  params = {**frozen, **state.params}
+  """WORKDIR/export: the trained policy (adapters merged) or reward, ready for generate and for other runs; of role
+  `role`, by default `ema` where there is one."""
+  params = tree.merge(frozen, state.params)
+  kind = "policy" if parts.policy else "reward"
+  role = role or ("ema" if "ema" in params else kind)
+  if role not in params:
+    raise build.UserError(f"config.export = {role!r} is no role of this run; it has {', '.join(sorted(params))}")
   if parts.policy:
-    role = role or ("ema" if "ema" in params else "policy")
-    if role not in params:
-      raise build.UserError(f"config.export = {role!r} is no role of this run; it has {', '.join(sorted(params))}")
-    whole = adapters.merged(parts.policy, tree.view(params, role))
-    whole = jax.tree.map(shard.to_host, whole)
-    if jax.process_index() == 0:
-      folder.save(workdir / "export", "policy", generator_options(policy), whole)
-  elif jax.process_index() == 0:
-    folder.save(workdir / "export", "reward", reward, jax.tree.map(shard.to_host, params["reward"]))
+    whole, options = adapters.merged(parts.policy, tree.view(params, role)), generator_options(policy)
+  else:
+    whole, options = tree.overlay(params["reward"], params[role]), reward  # an average holds only what is trained
+  whole = jax.tree.map(shard.to_host, whole)  # every process takes part
+  if jax.process_index() == 0:
+    folder.save(workdir / "export", kind, options, whole)
 
 
 def generator_options(policy: dict) -> dict:

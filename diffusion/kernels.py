@@ -76,7 +76,8 @@ def sde(xt, x0, noise, t, t_next, g):
   The last step adds no noise, so it takes no drift for it either (g = 0): it is the ODE step and ends at x0.
   """
   dt, g = t_next - t, jnp.where(t_next > 0, g, 0.0)
-  return xt + (noise - x0) * dt + 0.5 * g ** 2 * noise / t * dt, g * root(-dt)
+  drift = 0.5 * g ** 2 * noise / jnp.where(t > 0, t, 1.0)  # a step that starts at pure data has g = 0
+  return xt + (noise - x0) * dt + drift * dt, g * root(-dt)
 
 
 def flow_sde() -> Kernel:

@@ -248,10 +248,10 @@ def by_group(sweep: dict, found: dict) -> list:
           for group, ones in some.items()}
   if test:
     values = {group: column(sweep, ones, test["column"]) for group, ones in some.items()}
-    chances = holm({group: float(stats.ttest_1samp(v, 0).pvalue) for group, v in values.items() if len(v) > 1})
+    chances = holm({group: float(stats.ttest_1samp(v, 0).pvalue) for group, v in values.items() if len(set(v)) > 1})
     for group, row in rows.items():
       p, mean = chances.get(group), sum(values[group]) / max(1, len(values[group]))
-      row.append("–" if p is None else f"{p:.3g}" + " *" * (p < 0.05 and abs(mean) >= test["least"]))
+      row.append("–" if p is None else f"{p:.3g}" + " *" * (p < 0.05 and mean >= test["least"]))
   extra = [f"Holm p of {test['column']}"] if test else []
   return [["", "runs", *titles, *extra], ["---"] * (2 + len(titles) + len(extra)), *rows.values()]
 
@@ -278,6 +278,9 @@ def main(argv: list | None = None) -> int:
     if args.jobs < 1:
       raise ValueError(f"--jobs = {args.jobs} must be at least 1; 1 is usual, on a machine that one run fills")
     sweep = load(args.sweep)
+    if args.jobs > 1 and sweep.get("share"):
+      raise ValueError(f"--jobs = {args.jobs}: runs of this sweep share stages, which two must not write at once; use "
+                       "1")
     records = Path(args.records or Path("configs/records") / Path(args.sweep).stem)
     failed = {} if args.table else run(sweep, Path(args.workdir), records, jobs=args.jobs)
     print(table(sweep, records))

@@ -28,7 +28,9 @@ def moments(total: Any, valid: Any, segment: Any) -> tuple:
   sums = lambda v: jax.ops.segment_sum(jnp.where(valid, v, 0.0), segment, n)
   count = jnp.maximum(sums(jnp.ones_like(total)), 1)
   mean = (sums(total) / count)[segment]
-  return mean, jnp.sqrt((sums((total - mean) ** 2) / count)[segment])
+  variance = (sums((total - mean) ** 2) / count)[segment]
+  moved = variance > 0  # the square root has no gradient at 0
+  return mean, jnp.where(moved, jnp.sqrt(jnp.where(moved, variance, 1.0)), 0.0)
 
 
 def calibration(totals: dict, valid: dict | None = None) -> dict:

@@ -41,6 +41,8 @@ def rows(path):
   ({"optim": {"name": "adamw", "lr": "fast"}}, "config.optim.lr = 'fast'"),
   ({"algorithm": {"name": "stf"}}, "nearest: 'sft'"),
   ({"trained": "^polcy/"}, "config.trained = '^polcy/' matches none"),
+  ({"trained": "Dense"}, "config.trained = 'Dense' matches none"),
+  ({"trained": "out"}, "matches the role 'base', which is not trained"),
   ({"micro": 3}, "config.micro = 3 does not divide the 8 samples"),
   ({"batch": 12}, "12 samples cannot be cut evenly"),
   ({"mesh": {"data": 3}}, "config.mesh"),

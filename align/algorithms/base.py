@@ -120,6 +120,13 @@ def by_level(name: str, values: Any, t: Any) -> dict:
   return {f"{name}_{band}": means[i] for i, band in enumerate(BANDS)}
 
 
+def share(weights: Any) -> Any:
+  """`weights` of mean 1, or all 0: set in `draw`, before accumulation cuts the minibatch, they make the mean of
+  (values * share) over pieces the weighted mean over all."""
+  weights = weights.astype(jnp.float32)
+  return weights * weights.size / jnp.maximum(weights.sum(), 1e-8)
+
+
 def weighted(values: Any, weights: Any) -> Any:
   """Mean of `values` under `weights` of the same shape; 0 where all weights are."""
   return (values * weights).sum() / jnp.maximum(weights.sum(), 1e-8)

@@ -67,8 +67,11 @@ def column(batch: dict, name: str, parts) -> jax.Array:
   return value
 
 
-def check(reward, loss, ties, reduction, theta) -> None:
+def check(policy, reward, loss, ties, reduction, theta) -> None:
   base.check_parts("compare", reward=reward)
+  if policy is not None:
+    raise ValueError("policy: 'compare' trains a reward on the media as they are, and a policy would change them; set "
+                     "config.policy to None")
   for name, value, allowed in (("loss", loss, LOSSES), ("ties", ties, TIES), ("reduction", reduction, REDUCTIONS)):
     base.check_choice(name, value, allowed)
   if not theta > 1:
@@ -81,7 +84,7 @@ def check(reward, loss, ties, reduction, theta) -> None:
 def make(policy=None, reward=None, *, loss: str = "bt", theta: float = 5.0, ties: str = "drop",
          reduction: str = "valid", parts: tuple | list | None = None, ema: float | None = None) -> Algorithm:
   """reduction: the mean over judged entries, "valid", or over all, "all". `trained` must match role `reward`."""
-  check(reward, loss, ties, reduction, theta)
+  check(policy, reward, loss, ties, reduction, theta)
 
   def read(params, batch, media, key):
     return numbers(reward.score(view(params, "reward"), batch, unit(media), base.sample_keys(key, batch)), parts)
@@ -109,12 +112,13 @@ def make(policy=None, reward=None, *, loss: str = "bt", theta: float = 5.0, ties
 
   def pairs(params, batch, key):
     win, lose = (read(params, batch, base.media_of(batch, name, "compare"), key) for name in ("win", "lose"))
-    difference, label, weight = win - lose, labels(batch), batch["weight"]
+    difference, weight = win - lose, batch["weight"]
+    label = jnp.where(weight > 0, labels(batch), 0.0)  # an entry that is not judged must not give nan
     each = with_ties(difference, label, theta) if loss == "btt" else bradley_terry(difference, label, ties)
     decided = jnp.abs(label) == 1
     part = lambda v: (v * decided).sum() / jnp.maximum(decided.sum(), 1)
     return mean(each, weight), {"accuracy": part(label * difference > 0), "margin": part(label * difference),
-                                "ties": (label == 0).mean(), "judged": (weight > 0).mean()}
+                                "ties": (labels(batch) == 0).mean(), "judged": (weight > 0).mean()}
 
   def ratings(params, batch, key):
     found, weight = read(params, batch, base.media_of(batch, "media", "compare"), key), batch["weight"]

@@ -4,7 +4,7 @@
   loss = -log PL(scale h),  Plackett-Luce of `tuple_size` chains of one prompt in the order of their final rewards
 
 Log-probabilities are means over the D elements of a latent, so clip and scale belong to D; the steps k_m are the same
-for all chains of a minibatch, sampled and not multiplied in. The clip is a hard clamp: outside it the gradient is zero,
+for the chains of a tuple, sampled and not multiplied in. The clip is a hard clamp: outside it the gradient is zero,
 and the logits stay near 0, the loss near log 2 (K = 2): that is the published regime, a trust region around the
 reference.
 
@@ -98,9 +98,10 @@ def make(policy, reward=None, *, group: int = 1, steps: int = 50, eta: float = 1
     prompt = jax.random.randint(prompts, (tuples,), 0, memory["reward"].shape[0] // stored)
     chains = jax.vmap(lambda k: jax.random.permutation(k, stored)[:tuple_size])(jax.random.split(some, tuples))
     batch = jax.tree.map(lambda a: a[prompt[:, None] * stored + chains], memory)  # [tuples tuple_size ...]
-    when = jax.random.choice(when, kept, (draws,), p=chances)
-    cut = {name: getattr(batch["rollout"], name)[:, :, when] for name in KEPT}
-    return {**batch, "rollout": batch["rollout"]._replace(**cut),
+    when = jax.random.choice(when, kept, (tuples, draws), p=chances)
+    cut = {name: jax.vmap(lambda a, i: a[:, i])(getattr(batch["rollout"], name), when) for name in KEPT}
+    told = batch["valid"].all(-1) & (batch["reward"].max(-1) > batch["reward"].min(-1))
+    return {**batch, "rollout": batch["rollout"]._replace(**cut), "weight": base.share(told),
             "chance": jax.random.split(jax.random.fold_in(some, 1), tuples)}
 
   def loss(params, batch, key):
@@ -109,10 +110,9 @@ def make(policy, reward=None, *, group: int = 1, steps: int = 50, eta: float = 1
     other = policy.replay(jax.lax.stop_gradient(view(params, "ref")), old)
     change = ratio.gaussian(now.mean, other.mean, old.nxt, old.std)
     h = base.rows(jnp.clip(change, -clip, clip) * old.mask, tuple_size).mean(-1)
-    rewards = batch["reward"]
-    weight = (batch["valid"].all(-1) & (rewards.max(-1) > rewards.min(-1))).astype(jnp.float32)
+    rewards, weight = batch["reward"], batch["weight"]
     each = plackett_luce(scale * h, rewards, batch["chance"])
-    return base.weighted(each, weight), report(old, now, change, h, rewards, weight, clip)
+    return (each * weight).mean(), report(old, now, change, h, rewards, weight, clip)
 
   return Algorithm(rollout, select, draw, loss, {}, base.average(ema), updates)
 
@@ -125,5 +125,5 @@ def report(old, now, change, h, rewards, weight, clip: float) -> dict:
   right = jnp.where(best == worst, 0.5, best > worst)
   gap = jnp.where(old.mask.sum() > 0, jnp.abs((now.log_prob - old.log_prob) * old.mask).max(), jnp.inf)
   return {"clip_fraction": mean((jnp.abs(change) > clip).astype(jnp.float32)), "log_ratio": mean(change),
-          "log_ratio_size": mean(jnp.abs(change)), "accuracy": base.weighted(right, weight), "tuples": weight.mean(),
+          "log_ratio_size": mean(jnp.abs(change)), "accuracy": (right * weight).mean(), "tuples": (weight > 0).mean(),
           "on_policy_gap": gap, "on_policy_limit": jnp.float32(0.05 * clip)}

@@ -42,6 +42,11 @@ def pair(rollout, scores, batch, group: int) -> dict:
   return {**first, "win": rollout.output[win], "lose": rollout.output[lose], "weight": weight}
 
 
+def weighed(batch: dict) -> dict:
+  """A batch whose weights of pairs, where it has some, have mean 1."""
+  return {**batch, "weight": base.share(batch["weight"])} if "weight" in batch else batch
+
+
 def strength(weighting: str, gamma: float, chain: int, t):
   """beta_t / beta [B], or 1 where there is no t."""
   if t is None:
@@ -79,12 +84,14 @@ def make(policy, reward=None, *, beta: float = 100.0, weighting: str = "constant
     win, lose = jnp.split(gain, 2)
     margin = beta * strength(weighting, gamma, chain, t) * (win - lose)
     weight = batch.get("weight", jnp.ones_like(margin))
-    return base.weighted(-jax.nn.log_sigmoid(margin), weight), report(margin, win, lose, -2 * now, weight, t, beta)
+    return (-jax.nn.log_sigmoid(margin) * weight).mean(), report(margin, win, lose, -2 * now, weight, t, beta)
 
   if not online:
-    return base.offline(loss, follow=base.average(ema))
+    return base.offline(loss, draw=lambda memory, step, key: weighed(memory), follow=base.average(ema))
   base.check_parts("dpo with online", reward=reward)
   base.check_group("dpo with online", group)
+  for name, value in (("updates", updates), ("epochs", epochs)):
+    base.check_least(name, value, 1, "1 is an on-policy update")
 
   def rollout(params, batch, keys):
     return policy.sample(view(params, "policy"), batch["cond"], keys, **base.chain(policy, steps))
@@ -94,7 +101,7 @@ def make(policy, reward=None, *, beta: float = 100.0, weighting: str = "constant
     return memory, {**summary(scores, jnp.zeros_like(scores.total), group), "pairs": memory["weight"].mean()}
 
   def draw(memory, step, key):
-    return base.minibatches(memory, step, key, updates)
+    return weighed(base.minibatches(memory, step, key, updates))
 
   return Algorithm(rollout, select, draw, loss, {}, base.average(ema), updates * epochs)
 
@@ -103,7 +110,7 @@ def report(margin, win, lose, errors, weight, t, beta) -> dict:
   """Implicit accuracy (a margin of 0 counts half), margin, and what happens to chosen and rejected separately."""
   right = jnp.where(margin == 0, 0.5, margin > 0)
   chosen, rejected = jnp.split(errors, 2)
-  mean = lambda v: base.weighted(v, weight)
+  mean = lambda v: (v * weight).mean()
   out = {"accuracy": mean(right), "margin": mean(margin), "gain_win": beta * mean(win), "gain_lose": beta * mean(lose),
          "error_win": mean(chosen), "error_lose": mean(rejected)}
   for name, values in (("accuracy", right), ("error_win", chosen), ("error_lose", rejected)):

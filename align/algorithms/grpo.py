@@ -9,9 +9,11 @@ Published settings, with D = 65,536 elements and log-probabilities that are mean
   DanceGRPO        dance_sde, eta .3, G 12, pick "random" 60 % of the steps, shared_noise, clip 1e-4,
                    std "group" ddof 1 delta 1e-8
   MixGRPO          flow_sde, eta .7, 25 steps, G 12, pick "progressive" 4 with mixed, hold 25, shared_noise, std "group"
+                   ddof 1 delta 1e-8
   GRPO-Guard       ratio "norm", reweight
   DDPO             a ddpm process with ddim, eta 1, 50 steps, guidance 5, buffer 16 (32 in JAX), clip 1e-4, 4 updates
-  Pref-GRPO        win_margin 0, ratio "norm", std "group", flow_sde eta .7, 25 steps, G 8, shared_noise
+  Pref-GRPO        win_margin 0, ratio "norm", std "group" ddof 1 delta 1e-8, flow_sde eta .7, 25 steps of which 60 %
+                   (pick "random"), G 8, shared_noise
   tokens           clip .2, kl "k3" beta .04, std "group", per "sample" (a log-probability is that of one token)
 A clip range of 1e-4 on means is 6.6 nats on the sum: at another D, clip = 6.6 / D keeps the nats (8.5e-3 for D = 768),
 and 1e-4 sqrt(65,536 / D) the relative change of one element (9e-4); between them is where to tune.
@@ -25,6 +27,7 @@ import jax.numpy as jnp
 from align import advantage
 from align import ratio as ratios
 from align.algorithms import base
+from align.build import UserError
 from align.core import Algorithm
 from align.tree import view
 from diffusion.core import fold, normal
@@ -76,6 +79,9 @@ def advantages(scores, group: int, weights: dict | None, *, std: str, ddof: int,
   rows = lambda a: a.reshape(-1, group)
   valid = rows(scores.valid)
   if weights and scores.parts:
+    for name in set(weights) - set(scores.parts):
+      raise UserError(f"config.algorithm.weights: the reward has no part {name!r}, it has "
+                      f"{', '.join(sorted(scores.parts))}; rename it")
     parts = {name: rows(part) for name, part in scores.parts.items()}
     return advantage.gdpo(parts, weights, valid, ddof=ddof, delta=delta, clip=clip).reshape(-1)
   return advantage.group(rows(scores.total), valid, mode=std, ddof=ddof, delta=delta, clip=clip).reshape(-1)
@@ -177,6 +183,8 @@ def check(policy, reward, *, group, steps, size, pick, mixed, ratio_, kl, best_o
     raise ValueError(f"buffer = {buffer} with prompts = {prompts}: it must know how many prompts there are, which a "
                      "config's data says; set prompts")
   base.check_least("steps", steps, 2, "the last step of a chain has no noise and is not trained; 10 is usual")
+  if win_margin is not None:
+    base.check_least("win_margin", win_margin, 0, "in units of the reward; 0 counts exact ties only")
   if pick != "all" and not 1 <= size < steps:
     raise ValueError(f"size = {size} of pick = {pick!r} must be in 1 .. {steps - 1} (steps - 1, the last one has no "
                      "noise); change size or steps")

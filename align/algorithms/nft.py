@@ -89,7 +89,8 @@ def make(policy, reward=None, *, group: int = 1, steps: int = 10, objective: str
     return memory, summary(scores, a, group)
 
   def draw(memory, step, key):
-    return base.minibatches(memory, step, key, updates, group)
+    batch = base.minibatches(memory, step, key, updates, group)
+    return {**batch, "weight": base.share(batch["weight"])}
 
   def noised(batch, key):
     keys = base.sample_keys(key, batch)
@@ -127,7 +128,7 @@ def make(policy, reward=None, *, group: int = 1, steps: int = 10, objective: str
       each, metrics = matched(many["advantage"], now, old, many["x0"], xt, t)
     still = old if anchor == "old" else jax.lax.stop_gradient(predict("ref")) if kl else now
     far = mean_elements((velocity(now, xt, t) - velocity(still, xt, t)) ** 2)
-    mean = lambda v: base.weighted(v, many["weight"])
+    mean = lambda v: (v * many["weight"]).mean()
     metrics = {**{name: mean(v) for name, v in metrics.items()}, "kl": mean(far),
                "moved": mean(mean_elements((now - old) ** 2)), **base.by_level("loss", each, t)}
     return mean(each) + kl * mean(far), metrics

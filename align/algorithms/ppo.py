@@ -90,7 +90,8 @@ def make(policy, reward=None, *, group: int = 1, steps: int = 10, eta: float = 0
     return memory, grpo.summary(scores, scaled, group)
 
   def draw(memory, step, key):
-    return base.minibatches(memory, step, key, updates, group)
+    batch = base.minibatches(memory, step, key, updates, group)
+    return {**batch, "share": base.share(batch["rollout"].mask * batch["valid"])}
 
   def loss(params, batch, key):
     old, a = batch["rollout"], batch["advantage"]
@@ -98,7 +99,7 @@ def make(policy, reward=None, *, group: int = 1, steps: int = 10, eta: float = 0
     change = grpo.log_ratio(ratio, now, old)
     far = grpo.divergence(kl, policy, params, now, old) if beta else jnp.zeros_like(change)
     miss = (valued(params, old) - batch["target"]) ** 2
-    mean = lambda v: base.weighted(v, old.mask * batch["valid"])
+    mean = lambda v: (v * batch["share"]).mean()
     out = grpo.report(old, now, change, ratios.outside(change, a, clip), far, clip)
     total = mean(ratios.clipped(change, a, clip)) + beta * mean(far) + value * mean(miss)
     return total, {**out, "value_error": mean(miss), "target": mean(batch["target"])}

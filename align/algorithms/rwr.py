@@ -25,7 +25,8 @@ LARGEST = 20.0  # of an exponent: e^20 of the mean weight is one sample
 
 
 def weights_of(weighting: str, values, scores, temperature: float, group: int):
-  """[B] weights of mean 1 over the valid samples; 0 where a sample is invalid or a prompt's scores are all equal."""
+  """[B] weights of mean 1 over the valid samples, 0 of invalid ones and, for "best", of prompts whose scores are all
+  equal."""
   valid = scores.valid
   if weighting == "best":
     total = jnp.where(valid, scores.total, -jnp.inf).reshape(-1, group)
@@ -51,17 +52,17 @@ def make(policy, reward=None, *, online: bool = True, group: int = 1, steps: int
     keys, x = base.sample_keys(key, batch), base.media_of(batch, "x", "rwr")
     t = base.levels(policy, keys)
     error = -2 * policy.log_prob(view(params, "policy"), batch["cond"], x, keys, t)
-    weight = batch["weight"] if online else offline_weights(batch)
+    weight = batch["weight"]
     return (weight * error).mean(), {"error": error.mean(), "weight_max": weight.max(),
                                      **({} if t is None else base.by_level("error", error, t))}
 
   def offline_weights(batch):
     score = base.media_of(batch, "score", "rwr offline")
     raw = jnp.exp(jnp.clip((score - score.max()) / temperature, -LARGEST, 0.0))
-    return raw / jnp.maximum(raw.mean(), 1e-8)
+    return {**batch, "weight": base.share(raw)}
 
   if not online:
-    return base.offline(loss, follow=base.average(ema))
+    return base.offline(loss, draw=lambda memory, step, key: offline_weights(memory), follow=base.average(ema))
   base.check_parts("rwr", reward=reward)
   base.check_group("rwr", group)
   for name, value in (("updates", updates), ("epochs", epochs)):

@@ -101,6 +101,13 @@ def test_what_is_not_judged_has_no_gradient():
   assert nothing[0] == 0 and not any(float(g) for g in nothing[2].values()) and nothing[1]["judged"] == 0
 
 
+@pytest.mark.parametrize("loss", ["bt", "btt"])
+def test_a_label_that_is_no_number_is_not_judged(loss):
+  missing, skipped = (batch_of(label=jnp.array([1, bad, 0, -1, 1, bad])) for bad in (jnp.nan, 22))
+  (value, _, grads), (other, _, same) = value_of(missing, loss=loss), value_of(skipped, loss=loss)
+  assert value == other and grads == same and np.isfinite(value)
+
+
 @pytest.mark.parametrize("options", [{}, {"loss": "btt"}, {"loss": "regression"}])
 def test_pieces_of_a_batch_add_up_whatever_is_judged_in_them(options):
   rating = jnp.array([1.0, jnp.nan, jnp.nan, 3.0, 2.0, jnp.nan])
@@ -157,12 +164,13 @@ def test_a_scalar_head_learns_which_is_brighter():
   ({"ties": "win"}, "ties = 'win' is not one of drop, half"),
   ({"reduction": "sum"}, "reduction = 'sum' is not one of valid, all"),
   ({"theta": 1.0}, "theta = 1.0 must be above 1"),
+  ({"policy": object()}, "policy: 'compare' trains a reward on the media as they are"),
   ({"reward": None}, "reward = None: algorithm 'compare' needs a reward"),
   ({"reward": judge()._replace(where="host")}, "reward.where = 'host': 'compare' trains rewards by their gradient"),
 ])
 def test_refusals(options, words):
   with pytest.raises(ValueError, match="compare|is not one of|must be") as error:
-    compare.make(None, **{"reward": judge(), **options})
+    compare.make(**{"policy": None, "reward": judge(), **options})
   assert words in str(error.value)
 
 

@@ -209,7 +209,7 @@ def test_ppo_is_the_clipped_objective_and_the_error_of_values():
   target = np.linspace(-1, 1, 12).reshape(B, 3)
   a = np.linspace(2, -1, 12).reshape(B, 3)
   batch = {**batch_of(made), "rollout": rollout(made, stored()), "advantage": jnp.asarray(a, jnp.float32),
-           "target": jnp.asarray(target, jnp.float32), "valid": jnp.ones((B, 3))}
+           "target": jnp.asarray(target, jnp.float32), "share": jnp.ones((B, 3))}
   found = float(method.loss(own, batch, jax.random.key(0))[0])
   want = ppo_clip(changes("plain"), a.T, clip).mean() + weight * (target ** 2).mean()
   assert found == pytest.approx(want, rel=2e-4)

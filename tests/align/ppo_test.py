@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from small import STEPS, G, P, batch_of, experience, gradient, params_of, policy, reward
+from small import STEPS, G, P, batch_of, experience, gradient, params_of, policy, reward, scores_of
 
-from align.algorithms import ppo
+from align.algorithms import base, ppo
 
 
 def with_value(method, params):
@@ -71,6 +71,11 @@ def test_invalid_samples_are_left_out():
   made = policy()
   method = ppo.make(made, reward(), group=G, steps=STEPS)
   params, batch = with_value(method, params_of(made, 0.1)), batch_of(made)
-  memory, _, _ = experience(method, made, params)
-  bad = {**memory, "valid": memory["valid"].at[0].set(0), "target": memory["target"].at[0].set(1e6)}
-  assert gradient(method, params, bad)[1]["value_error"] < 1e3 and len(batch["x"]) == P * G
+  rollout = method.rollout(params, batch, base.sample_keys(jax.random.key(1), batch))
+  scores = scores_of(made, params, rollout)
+  failed = scores._replace(valid=scores.valid.at[0].set(False), total=scores.total.at[0].set(jnp.nan))
+  memory = method.draw(method.select(params, (), rollout, failed, batch, None)[0], 0, None)
+  _, metrics, grads = gradient(method, params, memory)
+  other = {**memory, "target": memory["target"].at[0].set(7.0), "advantage": memory["advantage"].at[0].set(7.0)}
+  np.testing.assert_array_equal(gradient(method, params, other)[2], grads)
+  assert memory["share"].mean() == pytest.approx(1) and np.isfinite(metrics["value_error"])

@@ -39,11 +39,11 @@ def test_an_experience_is_a_weighted_sft(weighting):
 def test_offline_weights_come_from_the_scores_of_the_data():
   made = policy("ode")
   params, method, batch = params_of(made), rwr.make(made, online=False, temperature=2.0), batch_of(made)
-  score = jnp.arange(12.0)
-  value = method.loss(params, {**batch, "score": score}, jax.random.key(0))[0]
+  drawn = method.draw({**batch, "score": jnp.arange(12.0)}, 0, None)
+  value = method.loss(params, drawn, jax.random.key(0))[0]
   w = np.exp(np.arange(12) / 2.0)
   alone = [jax.tree.map(lambda a, i=i: a[i:i + 1], batch) for i in range(12)]
   errors = [float(sft.make(made).loss(params, one, jax.random.key(0))[0]) for one in alone]
   np.testing.assert_allclose(value, (w / w.mean() * errors).mean(), rtol=1e-5)
   with pytest.raises(ValueError, match="batch entry 'score' is missing"):
-    method.loss(params, batch, jax.random.key(0))
+    method.draw(batch, 0, None)

@@ -156,6 +156,9 @@ def test_groups_have_rows_with_tests(tmp_path):
   assert lines[4] == "| one | 0 | – | – | – |" and "*" not in "".join(lines)
   marked = {**grouped, "groups": {"high": names[3:]}}
   assert sweep.table(marked, tmp_path / "r").splitlines()[2].endswith("| 0.0374 * |")
+  worse = {**marked, "runs": {n: {"config.seed": -int(n[1])} for n in names[3:]}}
+  sweep.run(worse, tmp_path / "w2", tmp_path / "r2", make)
+  assert sweep.table(worse, tmp_path / "r2").splitlines()[2].endswith("| 0.0374 |")  # told apart, and not better
 
 
 def test_a_shared_stage_lies_in_one_place(tmp_path):
@@ -189,6 +192,8 @@ def test_a_file_that_is_no_sweep_is_refused(text, message, tmp_path, capsys):
 def test_no_jobs_are_refused(capsys):
   assert sweep.main(["--sweep=configs/sweeps/quickstart.py", "--jobs=0"]) == 2
   assert "--jobs = 0 must be at least 1" in capsys.readouterr().err
+  assert sweep.main(["--sweep=configs/sweeps/digits_methods.py", "--jobs=2"]) == 2
+  assert "share stages" in capsys.readouterr().err
 
 
 def test_the_shipped_sweep_fixes_its_seeds():

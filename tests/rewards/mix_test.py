@@ -71,6 +71,12 @@ def test_z_scores_of_groups_and_no_variance():
   assert (made.score({}, numeric(BATCH), same, None).total == 0).all()
 
 
+def test_equal_scores_have_a_finite_gradient():
+  same = jnp.broadcast_to(jnp.asarray(MEDIA[:1]), MEDIA.shape)
+  made = mix.make({"a": part(5.0)}, normalise="group")
+  assert jnp.isfinite(jax.grad(lambda m: made.score({}, numeric(BATCH), m, None).total[0])(same)).all()
+
+
 def test_frozen_statistics_are_leaves():
   made = mix.make({"a": part(5.0), "b": part(1.0)}, normalise="frozen")
   plain = made.score(made.init(jax.random.key(0)), numeric(BATCH), MEDIA, None)
