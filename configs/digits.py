@@ -10,6 +10,7 @@ Your own data: set runs.base.data to {"name": "folder", "path": ...} (images wit
 """
 import ml_collections
 
+EXPERIENCES = 22
 POLICY = {
   "name": "diffusion", "size": 8, "channels": 1, "steps": 10, "length": 6,
   "net": {"name": "mmdit", "variant": "digits"}, "text": {"name": "text", "width": 64, "depth": 1},
@@ -20,7 +21,7 @@ POLICY = {
 def classifier(split: str) -> dict:
   """A CNN trained on a split of its own."""
   return {
-    "task": "train", "steps": 300, "batch": 64, "trained": "^reward/", "algorithm": {"name": "fit"},
+    "task": "train", "steps": 250, "batch": 64, "trained": "^reward/", "algorithm": {"name": "fit"},
     "reward": {"name": "classifier", "classes": 10, "size": 8, "channels": 1},
     "data": {"name": "digits", "split": split}, "optim": {"name": "adamw", "lr": 2e-3, "decay": "cosine"},
     "log_every": 50,
@@ -39,9 +40,9 @@ def get_config():
   prompts = {"name": "digits", "split": "prompts"}
   score = {"name": "classifier", "classes": 10, "size": 8, "channels": 1}
   aligned = {
-    "task": "train", "steps": 50, "batch": 10, "group": 16, "policy": POLICY, "reward": score,
+    "task": "train", "steps": 2 * EXPERIENCES, "batch": 10, "group": 16, "policy": POLICY, "reward": score,
     "start": {"policy": "@base", "reward": "@reward"}, "data": prompts, "log_every": 5,
-    "algorithm": {"name": "nft", "levels": 2, "updates": 2, "limit": 2.0, "kl": 0.3, "ema": 0.9},
+    "algorithm": {"name": "nft", "levels": 2, "updates": 2, "limit": 2.0, "kl": 0.0, "ema": 0.9},
     "optim": {"name": "adamw", "lr": 1e-3, "decay": "linear"},
   }
   return ml_collections.ConfigDict({
@@ -49,15 +50,15 @@ def get_config():
     "runs": {
       "reward": classifier("reward"),
       "judge": classifier("judge"),
-      "base": supervised(700, 2e-3),
+      "base": supervised(650, 2e-3),
       "aligned": aligned,
-      # As much compute: an experience is 160 samples x (10 steps + 2 levels x (old, reference, policy with gradient)),
-      # 3200 forward passes, as 17 updates of 64 samples are.
-      "control": supervised(17 * 25, 1e-3, start={"policy": "@base"}),
+      # As much compute: an experience is 160 samples x (10 steps + 2 levels x (old, policy with gradient)), 2880
+      # forward passes, as 15 updates of 64 samples are.
+      "control": supervised(15 * EXPERIENCES, 1e-3, start={"policy": "@base"}),
       "evaluate": {
         "task": "evaluate", "arms": {"base": "@base", "control": "@control", "aligned": "@aligned"}, "data": prompts,
         "rewards": {"judge": score, "reward": score}, "models": {"judge": "@judge", "reward": "@reward"},
-        "primary": "aligned", "baseline": "base", "success": "judge/accuracy", "samples": 192, "batch": 480,
+        "primary": "aligned", "baseline": "base", "success": "judge/accuracy", "samples": 240, "batch": 480,
         "diversity": "pixels", "targets": {"diversity ratio": 0.5},
       },
     },

@@ -4,7 +4,7 @@
   python -m align.main --config=configs/methods/scenes.py:refl --workdir=runs/scenes_refl
 
 Hardware: two CPU cores, eight minutes. Every method has 100,000 forward passes of the network on one sample; a
-gradient counts as two more, and so do rewards: one pass for a score, three for its gradient. Pairs are collected once,
+gradient counts as two more, and so do rewards: one pass for a score, four for its gradient. Pairs are collected once,
 out of the budget of the methods that learn from them; training the differentiable judge, on renders, is not counted.
 Prompts of the verdict are held out. Learning rates were chosen on seed 100 (configs/sweeps/scenes_tuning.py).
 """
@@ -17,7 +17,7 @@ STEPS, GROUP, PROMPTS = 8, 8, 24
 SAMPLES = PROMPTS * GROUP
 ROLLOUT = SAMPLES * (STEPS + 1)
 COLLECTED = 240 * 8 * (STEPS + 1)
-TRAIN, JUDGE, PAIR = 3, 3, 8
+TRAIN, JUDGE, PAIR = 3, 4, 8
 METHODS = ("dpo", "discounted", "grpo", "nft", "refl")
 RATES = {"dpo": 2e-4, "discounted": 2e-4, "grpo": 3e-4, "nft": 5e-4, "refl": 1e-4}
 ALGORITHMS = {
@@ -43,7 +43,7 @@ def arm(method: str) -> dict:
   if method == "refl":
     return {**plain, "batch": PROMPTS, "group": 2, "data": prompts, "reward": SCORER,
             "start": {"policy": "scenes", "reward": "@scorer"},
-            "steps": BUDGET // (2 * PROMPTS * (STEPS - 2 + TRAIN + JUDGE))}
+            "steps": BUDGET // (2 * PROMPTS * (STEPS + TRAIN + JUDGE))}
   return {**plain, "batch": PROMPTS, "group": GROUP, "data": prompts, "reward": common.REWARD,
           "steps": BUDGET // PASSES[method] * 4}
 
