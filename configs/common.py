@@ -21,6 +21,7 @@ def probe(every: int, count: int = 60, samples: int = 4) -> dict:
 
 
 def verdict(arms: dict, samples: int = 4, **more) -> dict:
-  """The evaluation of Scenes arms: strict success, and diversity among correct samples."""
-  return {"task": "evaluate", "arms": arms, "data": held_out(), "rewards": {"scenes": REWARD},
+  """The evaluation of Scenes arms: success by GenEval's rules, by equality, and diversity among correct samples."""
+  rewards = {"scenes": REWARD, "equal": {**REWARD, "exact": True}}
+  return {"task": "evaluate", "arms": arms, "data": held_out(), "rewards": rewards,
           "success": "scenes/exact", "diversity": "scenes", "samples": samples, "batch": 120, **more}

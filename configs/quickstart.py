@@ -13,7 +13,7 @@ from configs import common
 
 EXPERIENCES, UPDATES = 40, 4
 METHODS = {
-  "nft": {"name": "nft", "steps": 8, "levels": 2, "updates": 4, "limit": 1.0, "kl": 0.0, "ema": 0.95},
+  "nft": {"name": "nft", "steps": 8, "levels": 2, "updates": 4, "limit": 1.0, "kl": 0.6, "ema": 0.95},
   "grpo": {"name": "grpo", "steps": 8, "updates": 4, "clip": 1e-3, "ratio": "gaussian", "pick": "random", "size": 3},
 }
 
@@ -26,16 +26,16 @@ def get_config(method: str = "nft"):
     "reward": common.REWARD,
     "start": {"policy": "scenes"}, "data": {"name": "scenes_prompts", "split": "train", "count": 960},
     "algorithm": METHODS[method], "log_every": 4,
-    "optim": {"name": "adamw", "lr": 4e-4, "decay": "linear", "warmup_steps": 8},
+    "optim": {"name": "adamw", "lr": 5e-4, "decay": "linear", "warmup_steps": 8},
     "evaluate": common.probe(UPDATES * EXPERIENCES // 4),
   }
   control = {
-    # One experience is 192 samples x 8 steps, and 384 denoisings by the sampler's network and, with their gradient, the
-    # policy's: 3072 forward passes, as much as 21 updates of 48 samples.
-    "task": "train", "steps": 21 * EXPERIENCES, "batch": 48, "policy": common.SCENES, "start": {"policy": "scenes"},
+    # One experience is 192 samples x 8 steps, and 384 denoisings by the sampler's network, the reference and, with
+    # their gradient, the policy: 3456 forward passes, as much as 24 updates of 48 samples.
+    "task": "train", "steps": 24 * EXPERIENCES, "batch": 48, "policy": common.SCENES, "start": {"policy": "scenes"},
     "data": {"name": "scenes", "split": "train", "count": 20_000, "data_dir": "@data"}, "drop": 0.1,
     "algorithm": {"name": "sft", "ema": 0.99}, "optim": {"name": "adamw", "lr": 3e-4, "decay": "linear"},
-    "evaluate": common.probe(21 * EXPERIENCES // 4),
+    "evaluate": common.probe(24 * EXPERIENCES // 4),
   }
   return ml_collections.ConfigDict({
     "task": "pipeline", "title": "Quickstart", "seed": 0,
