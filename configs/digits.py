@@ -2,8 +2,8 @@
 
   python -m align.main --config=configs/digits.py --workdir=runs/digits
 
-Hardware: two CPU cores, 140 seconds (50 of them compile, once). Seed 0: judge accuracy .889 base, .943 control, .973
-aligned, with .87 of the base's diversity. scikit-learn's bundled 8x8 digits, captions such as "a handwritten seven".
+Hardware: two CPU cores, 96 seconds, and 44 more to compile the first time. Seed 0: judge accuracy .892 base, .934
+control, .969 aligned, with .85 of the base's diversity. scikit-learn's bundled 8x8 digits, captions such as "a handwritten seven".
 The reward is a small CNN's probability of the asked digit, the verdict that of another CNN trained on other images.
 Your own data: set runs.base.data to {"name": "folder", "path": ...} (images with .txt captions) or {"name": "jsonl",
 ...}, and runs.aligned.data to {"name": "prompts", "path": ...}.

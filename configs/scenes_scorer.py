@@ -2,7 +2,9 @@
 
   python -m align.main --config=configs/scenes_scorer.py --workdir=runs/scenes_scorer
 
-Hardware: two CPU cores, three minutes. A run whose reward is {"name": "scenes_scorer"} begins from it with
+Hardware: two CPU cores, one to three minutes. On 1,920 samples of the base for held-out prompts its score tells those
+that the exact detector accepts from the others with an area under the curve of .993 (.990 within a prompt), and agrees
+with the detector on 96.9 % at .5. A run whose reward is {"name": "scenes_scorer"} begins from it with
 "start": {"reward": "runs/scenes_scorer"}; an evaluation names it in `models`.
 """
 import ml_collections

@@ -114,7 +114,10 @@ def wrap(made: tokenizers.Tokenizer, source: str) -> Tokenizer:
     if isinstance(prompts, str) or length < 2:
       raise ValueError(f"tokenizer: prompts = {prompts!r}, length = {length}; give a list of strings and a length of "
                        "at least 2, for <bos> and <eos>")
-    found = [f.ids for f in made.encode_batch([text(p) for p in prompts])]
+    prompts = [text(p) for p in prompts]
+    distinct = list(dict.fromkeys(prompts))  # a group repeats its prompt
+    known = dict(zip(distinct, (f.ids for f in made.encode_batch(distinct)), strict=True))
+    found = [known[p] for p in prompts]
     tokens, mask = np.full((len(found), length), pad, np.int32), np.zeros((len(found), length), bool)
     for row, seen, ids, prompt in zip(tokens, mask, found, prompts, strict=True):
       n = min(len(ids), length)

@@ -13,8 +13,12 @@ BANDS = ("low", "middle", "high")
 
 def sample_keys(key: Any, batch: dict) -> Any:
   """[B] keys: one a sample, folded from its prompt and its number among the samples of that prompt."""
-  one = lambda p, s: jax.random.fold_in(jax.random.fold_in(key, p), s)
-  return jax.vmap(one)(batch["prompt_id"], batch["sample_id"])
+  return _sample_keys(key, batch["prompt_id"], batch["sample_id"])
+
+
+@jax.jit  # once an experience it is called outside of any program
+def _sample_keys(key, prompts, samples):
+  return jax.vmap(lambda p, s: jax.random.fold_in(jax.random.fold_in(key, p), s))(prompts, samples)
 
 
 def offline(loss: Callable, **fields) -> Algorithm:
