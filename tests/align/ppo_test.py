@@ -7,6 +7,7 @@ import pytest
 from small import STEPS, G, P, batch_of, experience, gradient, params_of, policy, reward, scores_of
 
 from align.algorithms import base, ppo
+from diffusion.nets import value
 
 
 def with_value(method, params):
@@ -65,6 +66,20 @@ def test_the_value_learns_its_targets_and_leaves_the_policy_alone():
     value, opt = step(value, opt)
   last = gradient(method, {**params, "value": value}, still)[1]["value_error"]
   assert last < 0.3 * first
+
+
+def test_the_value_does_not_see_padding():
+  made = policy()
+  cond = batch_of(made)["cond"]
+  net = value.make()
+  x, t = jnp.ones((P * G, 4, 4, 1)), jnp.full(P * G, 0.5)
+  weights = net.init(jax.random.key(0), x, t, cond)["params"]
+  weights["out"] = jax.tree.map(jnp.ones_like, weights["out"])
+  longer = jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 3)), constant_values=a.dtype.type(0)), cond)
+  apply = lambda cond: net.apply({"params": weights}, x, t, cond)
+  np.testing.assert_allclose(apply(longer), apply(cond), rtol=1e-6)
+  other = {**cond, "tokens": jnp.roll(cond["tokens"], G, axis=0)}
+  assert not np.allclose(apply(other), apply(cond))
 
 
 def test_invalid_samples_are_left_out():
