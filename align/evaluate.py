@@ -47,11 +47,16 @@ def sampler(policy, steps):
   return jax.jit(sample)
 
 
+def check_images(policy) -> None:
+  if policy is None or policy.process is None:
+    raise build.UserError("config.policy: evaluation, probes and calibration judge images, and "
+                          f"{'there is no policy' if policy is None else 'this policy makes tokens'}; leave them out, "
+                          "or choose a diffusion policy")
+
+
 def sample_all(policy, view, source, *, samples: int, batch: int, seed: int, steps=None, title: str = "sampling"):
   """All prompts of a source x samples -> images uint8 [P n H W C], and the records. `batch` samples a call."""
-  if policy.process is None:
-    raise build.UserError("config.policy: evaluation, probes and calibration judge images, and this policy makes "
-                          "tokens; leave them out, or choose a diffusion policy")
+  check_images(policy)
   records = batches.readable(source)
   total = len(records) * samples
   draw, root, out = sampler(policy, steps), jax.random.key(seed), []
@@ -119,6 +124,7 @@ def probe(policy, seed: int, *, every: int, data: dict, rewards: dict, models: d
           batch: int = 96, steps: int = None, diversity: dict = None, success: str = None, role: str = None,
           show: int = 8):
   """(params) -> (scalars, images): a small held-out evaluation with fixed keys, for curves, each `every` updates."""
+  check_images(policy)
   source, judges = build.build("align.datasets", data), load_rewards(rewards, models, seed)
   spread = build.build("rewards.diversity", diversity).measure if diversity else None
 

@@ -129,6 +129,14 @@ def test_what_needs_noise_refuses_tokens_before_any_work(name, tmp_path):
   assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_probe_of_tokens_is_refused(tmp_path):
+  probed = {**config("grpo", "tokens"), "evaluate": {"every": 1, "data": {"name": "toy:texts"}, "samples": 2,
+                                                     "rewards": {"words": {"name": "toy:words"}}}}
+  with pytest.raises(build.UserError, match="this policy makes tokens; leave them out"):
+    main.run(probed, tmp_path / "run")
+  assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_a_stop_keeps_the_experience_that_it_fell_into(tmp_path, monkeypatch):
   """The memory of a stopped run is in its checkpoint: going on draws no new samples."""
   spec = config("grpo", "flow")
