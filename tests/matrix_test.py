@@ -54,7 +54,8 @@ def config(name, kind, **more):
     "data": {"name": "toy:data", "media": False}, "log_every": 1, "save_every": 100, "mesh": {"data": 8},
     "reward": {"name": judge} if is_online or name == "refl" else None,
     "optim": {"name": "adamw", "lr": 3e-3},
-    **needs, "algorithm": {"name": name, **needs.get("algorithm", {})}, **MORE.get(kind, {}), **more,
+    **needs, "algorithm": {"name": name, **needs.get("algorithm", {})}, **MORE.get(kind, {}),
+    **({"trained": "^(policy/lora|value)/"} if (name, kind) == ("ppo", "lora") else {}), **more,
   }
 
 
