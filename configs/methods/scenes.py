@@ -6,7 +6,7 @@
 Hardware: two CPU cores, eight minutes. Every method has 100,000 forward passes of the network on one sample; a
 gradient counts as two more, and so do rewards: one pass for a score, four for its gradient. Pairs are collected once,
 out of the budget of the methods that learn from them; training the differentiable judge, on renders, is not counted.
-Prompts of the verdict are held out. Learning rates were chosen on seed 100 (configs/sweeps/scenes_tuning.py).
+Prompts of the verdict are held out.
 """
 import ml_collections
 
@@ -18,9 +18,9 @@ SAMPLES = PROMPTS * GROUP
 ROLLOUT = SAMPLES * (STEPS + 1)
 COLLECTED = 240 * 8 * (STEPS + 1)
 TRAIN, JUDGE, PAIR = 3, 4, 8
-METHODS = ("dpo", "discounted", "grpo", "nft", "refl")
-RATES = {"dpo": 2e-4, "discounted": 2e-4, "grpo": 3e-4, "nft": 5e-4, "refl": 1e-4}
+RATES = {}  # of AdamW, where it is not 3e-4
 ALGORITHMS = {
+  "chosen": {"name": "sft", "of": "win", "ema": 0.99},
   "dpo": {"name": "dpo", "beta": 1000.0, "ema": 0.99},
   "discounted": {"name": "dpo", "beta": 1000.0, "gamma": 0.9, "chain": STEPS, "ema": 0.99},
   "grpo": {"name": "grpo", "steps": STEPS, "updates": 4, "clip": 1e-3, "ratio": "gaussian", "pick": "random",
@@ -29,15 +29,18 @@ ALGORITHMS = {
   "refl": {"name": "refl", "steps": STEPS, "first": 0.5, "weight": 1.0, "phi": "linear", "ema": 0.95},
 }
 PASSES = {"grpo": ROLLOUT + 3 * SAMPLES * TRAIN, "nft": ROLLOUT + 2 * SAMPLES * (TRAIN + 2)}  # of an experience
+OFFLINE = {"chosen": (48, 48 * TRAIN), "dpo": (24, 24 * PAIR), "discounted": (24, 24 * PAIR)}  # records, of an update
+METHODS = tuple(ALGORITHMS)
 SCORER = {"name": "scenes_scorer"}
 
 
 def arm(method: str) -> dict:
   """The training run of a method."""
   plain = {"task": "train", "policy": common.SCENES, "start": {"policy": "scenes"}, "algorithm": ALGORITHMS[method],
-           "optim": {"name": "adamw", "lr": RATES[method], "decay": "linear"}, "log_every": 10}
-  if method in ("dpo", "discounted"):
-    return {**plain, "batch": 24, "steps": (BUDGET - COLLECTED) // (24 * PAIR),
+           "optim": {"name": "adamw", "lr": RATES.get(method, 3e-4), "decay": "linear"}, "log_every": 10}
+  if method in OFFLINE:
+    batch, cost = OFFLINE[method]
+    return {**plain, "batch": batch, "steps": (BUDGET - COLLECTED) // cost,
             "data": {"name": "pairs", "path": "@pairs/pairs"}}
   prompts = {"name": "scenes_prompts", "split": "train", "count": 960}
   if method == "refl":
@@ -67,7 +70,7 @@ def get_config(method: str = "dpo"):
     "start": {"policy": "scenes"}, "data": {"name": "scenes", "split": "train", "count": 20_000}, "drop": 0.1,
     "algorithm": {"name": "sft", "ema": 0.99}, "optim": {"name": "adamw", "lr": 3e-4, "decay": "linear"},
   }
-  needs = {"dpo": {"pairs": pairs()}, "discounted": {"pairs": pairs()}, "refl": {"scorer": scorer()}}
+  needs = {**{name: {"pairs": pairs()} for name in OFFLINE}, "refl": {"scorer": scorer()}}
   evaluate = common.verdict({"base": "scenes", "control": "@control", "aligned": "@aligned"}, primary="aligned",
                             baseline="control")
   return ml_collections.ConfigDict({

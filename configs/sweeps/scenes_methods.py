@@ -9,7 +9,7 @@ from configs.methods import scenes
 from configs.sweeps import methods
 
 SEEDS = range(5)
-STAGES = {"dpo": ("control", "pairs"), "discounted": ("control", "pairs"), "refl": ("control", "scorer")}
+STAGES = {**{name: ("control", "pairs") for name in scenes.OFFLINE}, "refl": ("control", "scorer")}
 
 
 def get_sweep():
