@@ -42,7 +42,7 @@ def batch_for(policy, name):
   record = [toy.data(pairs=name == "dpo").record(i // 4) for i in range(32)]
   batch = policy.prepare({"prompt": [r["prompt"] for r in record]})
   arrays = {"cond": batch["cond"], "prompt_id": np.arange(32, dtype=np.int32) // 4,
-            "sample_id": np.arange(32, dtype=np.int32) % 4}
+            "sample_id": np.arange(32, dtype=np.int32) % 4, "experience": np.zeros(32, np.int32)}
   if name == "dpo":
     arrays |= {k: np.stack([r[k] for r in record]) / np.float32(127.5) - 1 for k in ("win", "lose")}
   return arrays
