@@ -2,6 +2,7 @@
 
 `assemble` allocates nothing, `place` gives shapes and shardings by tracing, `begin` computes or loads the parameters.
 """
+import dataclasses
 import functools
 import json
 import re
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from clu import parameter_overview
 
 from align import build, shard, tree
 from align import evaluate as evaluation
@@ -142,6 +144,17 @@ def changing(parts: Parts, trained: str, roles: dict) -> tuple[dict, dict]:
   return tree.partition(roles, pattern)
 
 
+@dataclasses.dataclass
+class Parameter:
+  """A row of the table of parameters."""
+  name: str
+  shape: tuple
+  dtype: str
+  size: int
+  sharding: tuple
+  trained: str
+
+
 def outline(config: dict) -> str:
   """What --print shows: the resolved config, the parameter table and the batch arithmetic; nothing is allocated."""
   options = {k: v for k, v in config.items() if k != "task"}
@@ -151,14 +164,14 @@ def outline(config: dict) -> str:
                    options["steps"], options["group"])
   where = place(parts, options["trained"])
   specs = tree.flatten(where.shardings)
-  rows = [("parameter", "shape", "dtype", "sharding", "trained")]
-  rows += [(name, "x".join(map(str, leaf.shape)) or "-", str(leaf.dtype), str(specs[name].spec),
-            "yes" if re.search(where.trained, name) else "") for name, leaf in tree.flatten(where.shapes).items()]
+  rows = [Parameter(name, leaf.shape, str(leaf.dtype), leaf.size, tuple(specs[name].spec),
+                    "yes" if re.search(where.trained, name) else "")
+          for name, leaf in tree.flatten(where.shapes).items()]
   chosen, _ = tree.partition(where.shapes, where.trained)
   updates, samples = parts.algorithm.updates, options["batch"] * options["group"]
   arithmetic = (f"{options['batch']} prompts x {options['group']} samples = {samples} samples an experience; "
                 f"{updates} updates an experience, each in {options['micro']} pieces; {options['steps']} updates in "
                 f"all = {-(-options['steps'] // updates)} experiences = {-(-options['steps'] // updates) * samples} "
                 "samples")
-  return "\n\n".join([json.dumps(config, indent=1, default=str), build.table(rows),
+  return "\n\n".join([json.dumps(config, indent=1, default=str), parameter_overview.make_table(rows),
                       f"{tree.count(where.shapes):,} parameters, {tree.count(chosen):,} trained", arithmetic])
