@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+SHORT = 4  # blocks of a stack that is written out
+
 
 def sinusoid(t, width: int):
   """t [B] -> [B width] float32, cosines before sines, as SD embeds timesteps (flip_sin_to_cos, no frequency shift)."""
@@ -66,6 +68,12 @@ def remat(how: bool | str) -> Callable:
   if how not in policies:
     raise ValueError(f"remat = {how!r} is not True, False or one of {', '.join(policies)}; choose one of them")
   return lambda module: nn.remat(module, policy=getattr(jax.checkpoint_policies, how))
+
+
+def unroll(count: int) -> int:
+  """Blocks of a stack in one turn of its loop: all of a short stack, so that no weights are copied out of it, which on
+  CPUs costs a fifth of a step; one of a long stack, so that compile time does not grow with depth."""
+  return count if count <= SHORT else 1
 
 
 def variant(module: Callable, table: Mapping, name: str, options: Mapping) -> nn.Module:

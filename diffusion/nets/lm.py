@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion.nets.layers import Dense, remat
+from diffusion.nets.layers import Dense, remat, unroll
 from diffusion.nets.layers import variant as named
 from diffusion.nets.text import Layer
 
@@ -144,7 +144,7 @@ class LM(nn.Module):
     dtype = jnp.dtype(self.dtype)
     each = (nn.broadcast, nn.broadcast, nn.broadcast, 0)  # positions, mask, used; a layer's own past
     stack = nn.scan(remat(self.remat)(Block), variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=each,
-                    length=self.depth)
+                    length=self.depth, unroll=unroll(self.depth))
     self.token = nn.Embed(self.vocab, self.width, embedding_init=SMALL, dtype=dtype)
     self.blocks = stack(self.heads, self.kv, self.inner, self.theta, dtype)
     self.norm = nn.RMSNorm(epsilon=1e-6, dtype=dtype)

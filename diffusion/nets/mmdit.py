@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion.nets.layers import Dense, Embedded, remat, sinusoid
+from diffusion.nets.layers import Dense, Embedded, remat, sinusoid, unroll
 from diffusion.nets.layers import variant as named
 
 
@@ -152,7 +152,7 @@ class MMDiT(nn.Module):
     for name, count, is_dual in (("dual_blocks", dual, True), ("blocks", self.depth - 1 - dual, False)):
       if count:
         stack = nn.scan(again(Block), variable_axes={"params": 0}, split_rngs={"params": True},
-                        in_axes=(nn.broadcast, nn.broadcast), length=count)
+                        in_axes=(nn.broadcast, nn.broadcast), length=count, unroll=unroll(count))
         carry, _ = stack(self.heads, self.norm, is_dual, False, jnp.dtype(self.dtype), name=name)(carry, temb, mask)
     last = again(Block)(self.heads, self.norm, self.dual >= self.depth, True, jnp.dtype(self.dtype), name="last_block")
     return last(carry, temb, mask)[0][0]
