@@ -155,14 +155,21 @@ class Parameter:
   trained: str
 
 
+def prospect(config: dict) -> tuple[Parts, Place]:
+  """What a resolved config would run on, without its data; refuses what cannot be, and allocates nothing."""
+  pick = lambda k, default: config.get(k) or default
+  parts = assemble(pick("seed", 0), config.get("policy"), config.get("lora"), config["algorithm"], config.get("reward"),
+                   None, pick("optim", {"name": "adamw"}), pick("mesh", {}), {}, config["steps"], config["group"])
+  shard.check_batch(config["batch"] * config["group"], parts.mesh)
+  if config["micro"] < 1:
+    raise build.UserError(f"config.micro = {config['micro']} must be at least 1, the whole minibatch at once")
+  return parts, place(parts, config["trained"])
+
+
 def outline(config: dict) -> str:
   """What --print shows: the resolved config, the parameter table and the batch arithmetic; nothing is allocated."""
   options = {k: v for k, v in config.items() if k != "task"}
-  pick = lambda k, default: options.get(k) or default
-  parts = assemble(pick("seed", 0), options.get("policy"), options.get("lora"), options["algorithm"],
-                   options.get("reward"), None, pick("optim", {"name": "adamw"}), pick("mesh", {}), {},
-                   options["steps"], options["group"])
-  where = place(parts, options["trained"])
+  parts, where = prospect(options)
   specs = tree.flatten(where.shardings)
   rows = [Parameter(name, leaf.shape, str(leaf.dtype), leaf.size, tuple(specs[name].spec),
                     "yes" if re.search(where.trained, name) else "")

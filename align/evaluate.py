@@ -185,6 +185,28 @@ def evaluate(workdir: str, *, arms: dict, data: dict, rewards: dict, success: st
   return results
 
 
+def check(config: dict) -> None:
+  """Refuses what cannot be before anything is sampled."""
+  arms = arranged(config["arms"], config["primary"], config["baseline"])
+  for spec in config["rewards"].values():
+    build.build("rewards", spec)
+  if config["success"].split("/")[0] not in config["rewards"]:
+    raise build.UserError(f"config.success = {config['success']!r} is of none of the rewards "
+                          f"{', '.join(config['rewards'])}; it must be REWARD/PART")
+  for name in ("models", "curves"):
+    for key in sorted(set(config[name] or {}) - set(config["rewards"] if name == "models" else arms)):
+      raise build.UserError(f"config.{name}.{key} is not one of "
+                            f"{', '.join(config['rewards'] if name == 'models' else arms)}; rename or remove it")
+  check_targets(config["targets"] or {}, [f"gain over {arm}" for arm in arms if arm != config["primary"]]
+                + ["diversity ratio"] * bool(config["diversity"]))
+
+
+def check_targets(targets: dict, known) -> None:
+  for name in targets:
+    if name not in known:
+      raise build.UserError(f"config.targets.{name} is not one of {', '.join(known)}; rename or remove it")
+
+
 def arranged(arms: dict, primary: str | None, baseline: str | None) -> dict:
   """The arms, baseline first and primary last, so that no table depends on how a config happened to order them."""
   for name, value in (("primary", primary), ("baseline", baseline)):
@@ -234,9 +256,7 @@ def judged(results: dict, targets: dict) -> list:
   known = {f"gain over {k.split(' - ')[1]}": v["overall"]["difference"] for k, v in results["differences"].items()}
   if "diversity_ratio" in results:
     known["diversity ratio"] = results["diversity_ratio"]["value"]
-  unknown = [name for name in targets if name not in known]
-  if unknown:
-    raise build.UserError(f"config.targets.{unknown[0]} is not one of {', '.join(known)}; rename or remove it")
+  check_targets(targets, known)
   return [{"name": name, "value": known[name], "at_least": bound} for name, bound in targets.items()]
 
 

@@ -52,6 +52,22 @@ def signals():
       signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def interruptible():
+  """Within it SIGTERM interrupts as Ctrl-C does, so that what is outside of `signals` unwinds; in the main thread."""
+  def interrupt(number, frame):
+    raise KeyboardInterrupt
+  try:
+    before = signal.signal(signal.SIGTERM, interrupt)
+  except ValueError:  # not the main thread
+    yield
+    return
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
 def stop_requested(step: int = 0) -> bool:
   """Whether any process was asked to stop before or at this step; a collective, which every process must call."""
   if fault("stop", step):
@@ -59,12 +75,6 @@ def stop_requested(step: int = 0) -> bool:
   if jax.process_count() == 1:
     return bool(_asked)
   return bool(np.any(multihost_utils.process_allgather(np.asarray(bool(_asked)))))
-
-
-def finite(tree) -> jax.Array:
-  """Scalar bool: no inf or nan in any floating-point leaf. Traced; keep the old state where it is False."""
-  leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)]
-  return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])) if leaves else jnp.asarray(True)
 
 
 class NonFinite:
@@ -141,7 +151,7 @@ def on_policy(gap: float, limit: float, step: int = 0) -> float:
   if not gap <= limit:
     raise UserError(f"step {step}: |log ratio| of the policy to its own rollout is {gap:.3g}, at most {limit:.3g} is "
                     "allowed; sampling and replay are not the same law (precision, guidance, dropout or a changed "
-                    "prompt): in bfloat16 recompute the old values by replay, else set the same options for both")
+                    "prompt): set policy.net.dtype to float32, and the same options for both")
   return gap
 
 

@@ -102,20 +102,26 @@ def command(arguments: list) -> None:
   run(configs.override(configs.load(given["config"]), overrides), given.get("workdir"), given.get("print", False))
 
 
+LOST = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EROFS: "make it writable",
+        errno.EACCES: "make it writable", errno.EPERM: "make it writable", errno.EIO: "look at the disk"}
+
+
 def main(arguments: list | None = None) -> int:
   """The command line; returns the exit code."""
   arguments = sys.argv[1:] if arguments is None else arguments
   try:
-    command(arguments)
+    with guard.interruptible():
+      command(arguments)
     return 0
   except (guard.Stopped, KeyboardInterrupt) as e:
     print(f"\n{e if isinstance(e, guard.Stopped) else 'interrupted; the same command continues'}", file=sys.stderr)
     return guard.RESUMABLE
   except (UserError, OSError) as e:
-    full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
-    if "--debug" in arguments or not (full or isinstance(e, UserError)):
+    known = isinstance(e, UserError) or e.errno in LOST
+    if "--debug" in arguments or not known:
       raise
-    print(f"error: {e}" + ("; free some space, then the same command continues" if full else ""), file=sys.stderr)
+    more = "" if isinstance(e, UserError) else f"; {LOST[e.errno]}, then the same command continues"
+    print(f"error: {e}{more}", file=sys.stderr)
     return 2
 
 

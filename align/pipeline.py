@@ -26,7 +26,9 @@ def pipeline(workdir: str, *, runs: dict, seed: int = 0, title: str = "Pipeline"
   workdir = Path(workdir)
   configs = {name: {"seed": seed, **linked(runs[name], workdir)} for name in ordered(runs)}
   for name, spec in configs.items():
-    build.resolve(spec, function(spec, name))
+    whole = build.resolve(spec, function(spec, name))
+    if not stage(workdir / name / "stage.json").get("done"):
+      check(whole, name)
   for number, (name, spec) in enumerate(configs.items(), 1):
     log = workdir / name / "stage.json"
     if not stage(log).get("done"):
@@ -36,6 +38,16 @@ def pipeline(workdir: str, *, runs: dict, seed: int = 0, title: str = "Pipeline"
             for name in configs]
   last = [name for name, spec in configs.items() if spec.get("task") == "evaluate"]
   return publish(workdir, last[-1] if last else None, stages, title, seed)
+
+
+def check(spec: dict, name: str) -> None:
+  """What a task can say of its config before it runs, where it says something."""
+  task = importlib.import_module(f"align.{spec.get('task', 'train')}")
+  if hasattr(task, "check"):
+    try:
+      task.check(spec)
+    except build.UserError as error:
+      raise build.UserError(f"config.runs.{name}: {error}") from error
 
 
 def function(spec: dict, name: str):
@@ -96,6 +108,8 @@ def timed(log: Path, spec: dict, workdir: str) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     record = {"seconds": round(before.get("seconds", 0) + time.monotonic() - began, 1), "done": done,
               "peak_memory_bytes": max(before.get("peak_memory_bytes", 0), metrics.peak_memory())}
+    if metrics.device_memory() is not None:  # of this process so far: a backend does not start anew
+      record["device_memory_bytes"] = max(before.get("device_memory_bytes", 0), metrics.device_memory())
     log.with_suffix(".tmp").write_text(json.dumps(record))
     os.replace(log.with_suffix(".tmp"), log)
 

@@ -7,6 +7,7 @@ from typing import Callable
 
 from align import build
 from align.datasets import scenes_builder
+from rewards.scenes import world
 
 
 def run(config: dict, workdir: str) -> dict:
@@ -18,6 +19,9 @@ def prepare(workdir: str, *, dataset: dict, seed: int = 0) -> dict:
   return {"path": build.build("align.prepare", dataset)(workdir, seed=seed)}
 
 
-def scenes(size: int = 16, count: int = 20_000, categories: tuple[str, ...] | None = None) -> Callable:
+def scenes(size: int = 16, count: int = 20_000, categories: tuple[str, ...] | None = None,
+           shapes: tuple[str, ...] = world.SHAPES, colors: tuple[str, ...] = tuple(world.COLORS),
+           most: int = 4) -> Callable:
   """Renders of the procedural world with their captions (datasets/scenes_builder.py)."""
-  return functools.partial(scenes_builder.prepare, size=size, count=count, categories=categories)
+  return functools.partial(scenes_builder.prepare, size=size, count=count, categories=categories, shapes=shapes,
+                           colors=colors, most=most)

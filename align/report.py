@@ -32,7 +32,7 @@ def write(workdir: Any, results: dict, *, arms: dict, prompts: Sequence[str], ca
        "differences": {"aligned - base": {"overall": gain, "categories": {name: gain}}},   # statistics.paired
        "diversity_ratio": {"value", "interval", "prompts"},               # primary arm over base, statistics.ratio
        "targets": [{"name": str, "value": float or None, "at_least" or "at_most": float}],    # "met" is added here
-       "stages": [{"name": str, "seconds": float, "peak_memory_bytes": int}],
+       "stages": [{"name": str, "seconds": float, "peak_memory_bytes": int, "device_memory_bytes"?: int}],
        "primary": arm that the run is about (the last arm if missing), "seed": int, "versions": {name: version}}
     arms: {arm: {"images": uint8 [P n H W C] or clips [P n F H W C], "success": bool [P n] or missing}}, the samples
       of all arms from the same prompts and noise.
@@ -203,7 +203,8 @@ def stages(results: dict) -> str:
   if not found:
     return ""
   longest = max(max(stage["seconds"] for stage in found), 1e-9)
-  rows = [[esc(s["name"]), f"{s['seconds']:,.1f} s", memory(s.get("peak_memory_bytes")),
+  rows = [[esc(s["name"]), f"{s['seconds']:,.1f} s", memory(s.get("peak_memory_bytes")) + (
+             f", device {memory(s['device_memory_bytes'])}" if s.get("device_memory_bytes") else ""),
            f'<span class="meter" style="width:{100 * s["seconds"] / longest:.1f}%"></span>'] for s in found]
   peaks = [s["peak_memory_bytes"] for s in found if s.get("peak_memory_bytes") is not None]
   seconds = sum(s["seconds"] for s in found)

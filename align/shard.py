@@ -127,14 +127,13 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
   """Host arrays [B/processes ...], this process's part of every batch, -> global arrays [B ...] over data and fsdp.
 
   Scalars are copied. Raises UserError where the mesh does not divide B."""
-  parts, processes = mesh.shape["data"] * mesh.shape["fsdp"], jax.process_count()
+  processes = jax.process_count()
 
   def one(x):
     x = x if isinstance(x, jax.Array) else np.asarray(x)
     if not x.ndim:
       return place(x, replicated(mesh))
-    if x.shape[0] * processes % parts:
-      raise UserError(indivisible(x.shape[0] * processes, parts))
+    check_batch(x.shape[0] * processes, mesh)
     if processes == 1:
       return place(x, batch_sharding(mesh))
     return jax.make_array_from_process_local_data(batch_sharding(mesh), np.asarray(x))
@@ -148,10 +147,13 @@ def batch_or_copy(shape: tuple, mesh: Mesh) -> NamedSharding:
   return batch_sharding(mesh) if shape and shape[0] % parts == 0 else replicated(mesh)
 
 
-def indivisible(size: int, parts: int) -> str:
-  near = [n for n in (size // parts * parts, (size // parts + 1) * parts) if n]
-  return (f"config.batch: {size} samples cannot be cut evenly over data x fsdp = {parts} devices; "
-          f"take {' or '.join(map(str, near))} samples (batch x group), or change config.mesh")
+def check_batch(size: int, mesh: Mesh) -> None:
+  """UserError where the mesh does not divide a batch of `size` samples."""
+  parts = ways(BATCH, mesh)
+  if size % parts:
+    near = [n for n in (size // parts * parts, (size // parts + 1) * parts) if n]
+    raise UserError(f"config.batch: {size} samples cannot be cut evenly over data x fsdp = {parts} devices; "
+                    f"take {' or '.join(map(str, near))} samples (batch x group), or change config.mesh")
 
 
 def to_host(x: Any) -> Any:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 
 def rates(success: Any, category: Sequence[str], *, valid: Any = None, seed: int = 0, resamples: int = 2000,
@@ -100,25 +99,6 @@ def ratio(a: Any, b: Any, *, seed: int = 0, resamples: int = 2000, level: float 
   both = np.isfinite(a) & np.isfinite(b)
   entry, _ = fraction_of(a[both], b[both], np.random.default_rng(seed), resamples, level)
   return {**entry, "prompts": int(both.sum())}
-
-
-def across_seeds(values: Sequence[float], level: float = 0.95) -> dict:
-  """Student's t over independent runs -> {"mean", "std", "interval", "p", "seeds"}.
-
-  `p` is two-sided against a mean of 0, `std` has one degree of freedom less. Interval and p are None below two runs.
-  """
-  values = np.asarray(values, float)
-  if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
-    raise ValueError(f"values: {values.tolist()} must be a list of at least one finite number, one a seed: "
-                     "leave out the runs that did not finish, and say so")
-  n, centre = len(values), float(values.mean())
-  if n < 2:
-    return {"mean": centre, "std": None, "interval": None, "p": None, "seeds": n}
-  std = float(values.std(ddof=1))
-  half = float(stats.t.ppf((1 + level) / 2, n - 1)) * std / n ** 0.5
-  # without any spread t is infinite (or 0 / 0, where nothing speaks against a mean of 0)
-  p = float(stats.ttest_1samp(values, 0.).pvalue) if std > 0 else float(centre == 0)
-  return {"mean": centre, "std": std, "interval": [centre - half, centre + half], "p": p, "seeds": n}
 
 
 def samples(name: str, values: Any, category: Sequence[str], valid: Any) -> tuple:

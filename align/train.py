@@ -20,7 +20,7 @@ from align import data as batches
 from align import evaluate as evaluation
 from align import lora as adapters
 from align.algorithms.base import sample_keys
-from align.assemble import Parts, Place, assemble, begin, changing, outline, place
+from align.assemble import Parts, Place, assemble, begin, changing, outline, place, prospect
 from align.core import State
 from diffusion import folder
 
@@ -118,8 +118,9 @@ def compile_(parts: Parts, where: Place, micro: int, state: State) -> Compiled:
 
 def prepared(parts: Parts, batch: dict, experience: int = 0) -> tuple[dict, dict]:
   """(arrays, what stays on the host) of a batch as the stream gave it, tokenised, templated and numbered."""
-  for part in (parts.policy, parts.reward):
-    batch = part.prepare(batch) if part else batch
+  for name, part in (("policy", parts.policy), ("reward", parts.reward)):
+    with build.blame(f"config.{name} with config.data"):
+      batch = part.prepare(batch) if part else batch
   arrays, host = batches.numeric(batch)
   return {**arrays, "experience": np.full(len(arrays["prompt_id"]), experience, np.int32)}, host
 
@@ -142,11 +143,12 @@ def gather(parts: Parts, do: Compiled, state: State, frozen: dict, batch: dict, 
 
 def scored(parts: Parts, do: Compiled, params, host, arrays, media, keys, step):
   """Scores of decoded media, on the device or on the host, where each process scores the samples it holds."""
-  if parts.reward.where != "host":
-    scores = do.score(params, arrays, media, keys)
-  else:
-    mine = {k: shard.local(v) for k, v in arrays.items() if k != "cond"}
-    scores = do.score(params, {**mine, **host}, shard.local(media), keys)
+  with build.blame("config.reward with config.data"):
+    if parts.reward.where != "host":
+      scores = do.score(params, arrays, media, keys)
+    else:
+      mine = {k: shard.local(v) for k, v in arrays.items() if k != "cond"}
+      scores = do.score(params, {**mine, **host}, shard.local(media), keys)
   if guard.fault("reward", step):
     scores = scores._replace(total=scores.total * np.nan)
   scores = guard.check_scores(scores)[0]
@@ -159,6 +161,11 @@ def scored(parts: Parts, do: Compiled, params, host, arrays, media, keys, step):
 def run(config: dict, workdir: str) -> dict:
   """The task entry: trains with the resolved config."""
   return train(workdir, **{k: v for k, v in config.items() if k != "task"})
+
+
+def check(config: dict) -> None:
+  """Refuses what cannot be without running it; data may come from a run that has not been yet."""
+  prospect(config)
 
 
 def plan(config: dict) -> str:
@@ -320,10 +327,11 @@ def settle(watch: Watch, pending) -> None:
   if pending is None:
     return
   step, out = pending[0], read(jax.device_get(pending[1]), "")
-  if step == 1 and "on_policy_gap" in out:
-    guard.on_policy(out["on_policy_gap"], out["on_policy_limit"])
   if step % watch.log_every == 0 or step == 1 or out["skipped"]:
     watch.writer.write_scalars(step, {f"train/{name}": value for name, value in out.items()})
+  if step == 1 and "on_policy_gap" in out:
+    watch.writer.flush()
+    guard.on_policy(out["on_policy_gap"], out["on_policy_limit"])
   bad = {k: v for k, v in out.items() if k in ("loss", "grad_norm") and not np.isfinite(v)}
   watch.failures.see(step, out["skipped"] > 0, bad, watch.saved.steps())
   watch.progress.update(step, out["loss"])

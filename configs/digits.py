@@ -6,8 +6,9 @@ Hardware: two CPU cores, 96 seconds, and 44 more to compile the first time. Seed
 control, .969 aligned, with .85 of the base's diversity. scikit-learn's bundled 8x8 digits, captions such as "a
 handwritten seven". The reward is a small CNN's probability of the asked digit, the verdict that of another CNN trained
 on other images.
-Your own data: set runs.base.data to {"name": "folder", "path": ...} (images with .txt captions) or {"name": "jsonl",
-...}, and runs.aligned.data to {"name": "prompts", "path": ...}.
+Your own data: set runs.base.data to {"name": "folder", "path": ..., "size": 8, "channels": 1} (images with .txt
+captions) or {"name": "jsonl", ...}. Prompts of your own, {"name": "prompts", "path": ...}, need a reward that judges
+them: this one asks for the label of every record.
 """
 import ml_collections
 

@@ -24,6 +24,10 @@ def locate(model: str, part: str = "policy") -> Path:
   for folder in tried:
     if (folder / f"{part}.safetensors").is_file() and (folder / f"{part}.json").is_file():
       return folder
+  inside = sorted(p.parts[-3] for p in Path(model).glob(f"*/export/{part}.safetensors"))
+  if inside:
+    raise ValueError(f"model = {str(model)!r} is a workdir of several runs; name one of them: "
+                     f"{', '.join(str(Path(model) / name) for name in inside)}")
   raise ValueError(f"model = {str(model)!r} holds no {part}.safetensors with its {part}.json; it may be a workdir "
                    f"whose run has finished (WORKDIR/export), a folder of that kind, or one of the shipped bases: "
                    f"{', '.join(shipped()) or 'none'}")

@@ -1,4 +1,5 @@
 """Bad input through the command line: exit code, a message that names the thing and what to do, nothing lost."""
+import errno
 import json
 import os
 import shutil
@@ -57,6 +58,16 @@ def rows(path):
 def test_impossible_configs(command, change, message):
   code, said = command({**RUN, **change})
   assert code == 2 and message in said, said
+
+
+@pytest.mark.parametrize("reward, message", [
+  ("scenes", "allowed are specs of Scenes"), ("scenes_scorer", "specs of the six categories of Scenes"),
+  ("classifier", "label")])
+def test_prompts_that_a_reward_cannot_judge(command, tmp_path, reward, message):
+  (tmp_path / "prompts.txt").write_text("one circle\ntwo circles\n" * 4)
+  code, said = command({**ONLINE, "reward": {"name": reward, **({"size": 4} if reward == "classifier" else {})},
+                        "data": {"name": "prompts", "path": str(tmp_path / "prompts.txt")}})
+  assert code == 2 and "config.reward with config.data" in said and message in said, said
 
 
 def test_an_empty_prompt_file(command, tmp_path):
@@ -159,6 +170,22 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(command, tmp_p
   saved = checkpoint.open_(tmp_path / "run", keep=2)
   assert saved.steps()
   saved.close()
+
+
+def test_sigterm_outside_of_training_ends_as_ctrl_c_does(tmp_path, capsys):
+  (tmp_path / "mine.py").write_text("import signal\ndef get_config(): signal.raise_signal(signal.SIGTERM)\n")
+  before = signal.getsignal(signal.SIGTERM)
+  assert main.main([f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}"]) == 75
+  assert "the same command continues" in capsys.readouterr().err and signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EIO, errno.ENOSPC])
+def test_a_disk_that_fails_has_a_message(number, tmp_path, capsys):
+  text = f"def get_config(): raise OSError({number}, 'no', '/some/file')\n"
+  (tmp_path / "mine.py").write_text(text)
+  assert main.main([f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}"]) == 2
+  said = capsys.readouterr().err
+  assert "/some/file" in said and "then the same command continues" in said and "Traceback" not in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])

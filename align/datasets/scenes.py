@@ -10,6 +10,7 @@ from rewards import scenes
 
 def make(split: str = "train", count: int = 100_000, *, size: int = 16, seed: int = 0,
          categories: tuple[str, ...] | None = None, weights: tuple[float, ...] | None = None, frames: int = 0,
+         shapes: tuple[str, ...] = scenes.SHAPES, colors: tuple[str, ...] = tuple(scenes.COLORS), most: int = 4,
          data_dir: str | None = None) -> Source:
   """Records: "media" uint8 [size size 3], "prompt", "meta" (the spec, see rewards/scenes).
 
@@ -21,6 +22,8 @@ def make(split: str = "train", count: int = 100_000, *, size: int = 16, seed: in
     categories: names among the six of GenEval and "long", by default the six.
     weights: their relative frequencies, by default equal.
     frames: 0 for pictures; of clips [F size size 3] instead, without categories.
+    shapes, colors, most: the objects of the world, and how many of them a scene has at most, which says how difficult
+      it is. Prompts must be of the same world.
     data_dir: folder of a prepared version (it holds dataset_info.json); everything else but split and count then comes
       from there, and fewer records than `count` are an error.
 
@@ -32,15 +35,15 @@ def make(split: str = "train", count: int = 100_000, *, size: int = 16, seed: in
   if data_dir is not None:
     return prepared(data_dir, split, count, size)
   categories, weights = categories and tuple(categories), weights and tuple(weights)
-
   def record(index):
     if frames:
-      media, texts, specs = scenes.clip.batch(seed, index, 1, split, size, frames)
+      media, texts, specs = scenes.clip.batch(seed, index, 1, split, size, frames, world)
     else:
-      media, texts, specs = scenes.batch(seed, index, 1, split, size, categories, weights)
+      media, texts, specs = scenes.batch(seed, index, 1, split, size, categories, weights, world)
     return {"media": media[0], "prompt": texts[0], "meta": specs[0]}
 
   try:
+    world = scenes.make_world(shapes=tuple(shapes), colors=tuple(colors), most=most)
     record(0)
   except ValueError as error:
     raise UserError(str(error)) from None

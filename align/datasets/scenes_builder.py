@@ -15,15 +15,18 @@ from rewards import scenes
 
 HELD = 20     # one render of a held-out combination for so many of training
 BLOCK = 1024  # records rendered at a time
+DEFAULT = scenes.World()
 
 
 class ScenesConfig(tensorflow_datasets.core.BuilderConfig):
   """How many renders, how large, from which seed; the name says it, so that no two share a folder."""
 
-  def __init__(self, *, size=16, count=20_000, seed=0, categories=None):
-    kinds = f"-{'-'.join(categories)}" if categories else ""
-    super().__init__(name=f"{size}px-{count}-seed{seed}{kinds}", description=f"{count} renders of {size}x{size}")
-    self.size, self.count, self.seed, self.categories = size, count, seed, categories
+  def __init__(self, *, size=16, count=20_000, seed=0, categories=None, world=DEFAULT):
+    parts = [f"{size}px-{count}-seed{seed}", *(categories or ())]
+    if world != DEFAULT:
+      parts += [f"most{world.most}", *world.shapes, *world.colors]
+    super().__init__(name="-".join(parts), description=f"{count} renders of {size}x{size}")
+    self.size, self.count, self.seed, self.categories, self.world = size, count, seed, categories, world
 
 
 class Scenes(tensorflow_datasets.core.GeneratorBasedBuilder):
@@ -49,7 +52,7 @@ class Scenes(tensorflow_datasets.core.GeneratorBasedBuilder):
     config = self.builder_config
     for start in range(0, count, BLOCK):
       media, texts, specs = scenes.batch(config.seed, start, min(BLOCK, count - start), split, config.size,
-                                         config.categories)
+                                         config.categories, world=config.world)
       for i, (picture, text, spec) in enumerate(zip(media, texts, specs, strict=True)):
         yield start + i, {"image": io.BytesIO(png(picture)), "caption": text, "category": spec["category"],
                           "meta": json.dumps(spec)}
@@ -63,7 +66,8 @@ def png(picture) -> bytes:
 
 
 def prepare(data_dir: str, *, size: int = 16, count: int = 20_000, seed: int = 0,
-            categories: tuple[str, ...] | None = None) -> str:
+            categories: tuple[str, ...] | None = None, shapes: tuple[str, ...] = scenes.SHAPES,
+            colors: tuple[str, ...] = tuple(scenes.COLORS), most: int = 4) -> str:
   """Writes the data set below `data_dir`, unless it is there already.
 
   Args: as of `scenes.make`.
@@ -73,10 +77,11 @@ def prepare(data_dir: str, *, size: int = 16, count: int = 20_000, seed: int = 0
   Raises: UserError for impossible arguments or a folder that cannot be written.
   """
   try:
-    scenes.batch(seed, 0, 1, "train", size, categories and tuple(categories))
+    world = scenes.make_world(shapes=tuple(shapes), colors=tuple(colors), most=most)
+    scenes.batch(seed, 0, 1, "train", size, categories and tuple(categories), world=world)
     if count < 1:
       raise ValueError(f"scenes: count={count}; 1 or more is needed: correct it")
-    config = ScenesConfig(size=size, count=count, seed=seed, categories=categories and tuple(categories))
+    config = ScenesConfig(size=size, count=count, seed=seed, categories=categories and tuple(categories), world=world)
     config = Scenes.builder_configs.get(config.name, config)  # TFDS refuses a second one of the same name
     builder = Scenes(data_dir=str(Path(data_dir).expanduser()), config=config, file_format="array_record")
     builder.download_and_prepare(download_config=tensorflow_datasets.download.DownloadConfig(try_download_gcs=False))

@@ -4,7 +4,9 @@ from align.data import Source
 from rewards import scenes
 
 
-def make(split: str = "test", count: int = 480, *, seed: int = 0, categories: tuple[str, ...] | None = None) -> Source:
+def make(split: str = "test", count: int = 480, *, seed: int = 0, categories: tuple[str, ...] | None = None,
+         shapes: tuple[str, ...] = scenes.SHAPES, colors: tuple[str, ...] = tuple(scenes.COLORS),
+         most: int = 4) -> Source:
   """Records {"prompt", "meta"}; record i is of category i modulo their number.
 
   Args:
@@ -12,13 +14,15 @@ def make(split: str = "test", count: int = 480, *, seed: int = 0, categories: tu
     count: prompts. Combinations come again, in other words where they have some, when there are fewer.
     seed: of their order and words.
     categories: names among the six of GenEval and "long", by default the six.
+    shapes, colors, most: the objects of the world, and how many of them a scene has at most.
 
   Raises: UserError for an unknown split or category, or a count below 1.
   """
   if count < 1:
     raise UserError(f"scenes prompts: count={count}; 1 or more is needed: correct it")
   try:
-    prompts = scenes.prompts(split, count, seed, categories and tuple(categories))
+    world = scenes.make_world(shapes=tuple(shapes), colors=tuple(colors), most=most)
+    prompts = scenes.prompts(split, count, seed, categories and tuple(categories), world)
   except ValueError as error:
     raise UserError(str(error)) from None
   return Source(count, lambda i: {"prompt": prompts[i][0], "meta": prompts[i][1]}, f"scenes_prompts/{split}")

@@ -18,6 +18,7 @@ from rewards.scenes.diversity import diversity
 from rewards.scenes.reward import make
 from rewards.scenes.scenes import batch, prompts
 from rewards.scenes.world import CATEGORIES, COLORS, SHAPES, World
+from rewards.scenes.world import make as make_world
 
 __all__ = ["CATEGORIES", "COLORS", "SHAPES", "World", "batch", "check", "clip", "detect", "diversity", "make",
-           "prompts", "soft"]
+           "make_world", "prompts", "soft"]

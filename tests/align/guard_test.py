@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -64,13 +63,6 @@ def test_with_several_processes_any_of_them_stops_all(monkeypatch):
     assert guard.stop_requested() is expected
 
 
-def test_finite_sees_every_floating_leaf_and_only_those():
-  good = {"a": jnp.ones(3), "n": jnp.arange(3), "key": jax.random.key(0), "none": None}
-  assert bool(jax.jit(guard.finite)(good)) and bool(guard.finite({}))
-  for value in (jnp.nan, jnp.inf, -jnp.inf):
-    assert not bool(jax.jit(guard.finite)({**good, "b": [jnp.zeros(2), jnp.bfloat16(value)]}))
-
-
 def test_skipped_updates_in_a_row_end_the_run_and_name_what_was_wrong():
   watch = guard.NonFinite(3)
   for step, skipped in enumerate([True, True, False, True, True]):
@@ -98,7 +90,7 @@ def test_scores_that_are_not_finite_are_masked(wrap):
 def test_off_policy_stops_and_says_why():
   assert guard.on_policy(1e-7, 1e-6) == 1e-7
   for gap in (2e-6, float("nan")):
-    with pytest.raises(UserError, match=r"step 3: \|log ratio\|.*at most 1e-06.*recompute the old values"):
+    with pytest.raises(UserError, match=r"step 3: \|log ratio\|.*at most 1e-06.*set policy.net.dtype to float32"):
       guard.on_policy(gap, 1e-6, step=3)
 
 

@@ -37,6 +37,34 @@ def test_a_wrong_run_stops_the_pipeline_before_the_first_one(tmp_path):
   assert not (tmp_path / "w").exists()
 
 
+TRAIN = {"task": "train", "steps": 1, "batch": 8, "policy": {"name": "toy:policy"}, "data": {"name": "toy:data"},
+         "algorithm": {"name": "sft"}}
+JUDGE = {"task": "evaluate", "arms": {"base": "scenes", "other": "@b"}, "primary": "other", "baseline": "base",
+         "data": {"name": "scenes_prompts", "count": 6}, "rewards": {"scenes": {"name": "scenes"}},
+         "success": "scenes/exact"}
+
+
+@pytest.mark.parametrize("change, message", [
+  ({"optim": {"name": "adamw", "decay": "linaer"}}, "config.runs.b: .*linaer"),
+  ({"mesh": {"data": 3}}, "config.runs.b: config.mesh"),
+  ({"batch": 9}, "config.runs.b: config.batch: 9 samples cannot be cut evenly"),
+  ({"trained": "^polcy/"}, "config.runs.b: config.trained = .* matches none"),
+  ({"micro": 0}, "config.runs.b: config.micro = 0 must be at least 1"),
+  ({"algorithm": {"name": "dpo", "beta": -1.0}}, "config.runs.b: .*beta = -1.0"),
+  ({**JUDGE, "success": "judge/exact"}, "config.runs.c: config.success = 'judge/exact' is of none of the rewards"),
+  ({**JUDGE, "targets": {"gain over bass": 0.1}}, "config.runs.c: config.targets.gain over bass is not one of"),
+  ({**JUDGE, "primary": "aligned"}, "config.runs.c: config.primary = 'aligned' is not one of the arms"),
+  ({**JUDGE, "curves": {"aligned": "@b"}}, "config.runs.c: config.curves.aligned is not one of base, other"),
+  ({**JUDGE, "rewards": {"scenes": {"name": "scenes", "strict": -1.0}}}, "config.runs.c: .*strict=-1.0"),
+])
+def test_an_impossible_value_stops_the_pipeline_before_the_first_run(change, message, tmp_path):
+  wrong = {"c" if "arms" in change else "b": change if "arms" in change else {**TRAIN, **change}}
+  runs = {"a": DATA, "b": TRAIN, **wrong}
+  with pytest.raises(UserError, match=message):
+    main.run({"task": "pipeline", "runs": runs}, tmp_path / "w")
+  assert not (tmp_path / "w/a").exists()
+
+
 def test_finished_runs_are_not_repeated_and_an_interrupted_one_is(tmp_path, monkeypatch):
   calls, broken = [], {"b"}
 

@@ -1,4 +1,5 @@
 """Scenes as data: on the fly, on disk, and as prompts."""
+import json
 import sys
 
 import numpy as np
@@ -63,7 +64,28 @@ def test_clips_and_sizes():
   assert scenes.make(count=2, size=32, categories=("long",)).record(1)["media"].shape == (32, 32, 3)
 
 
+def test_a_world_of_ones_own(tmp_path):
+  """Fewer shapes and colours, at most two objects: pictures, prompts, clips and what is on disk keep to it."""
+  own = {"shapes": ("circle", "square"), "colors": ("red", "blue"), "most": 2}
+  folder = scenes_builder.prepare(str(tmp_path), count=40, **own)
+  assert folder != scenes_builder.prepare(str(tmp_path), count=40)
+  drawn, stored = scenes.make(count=40, **own), scenes.make(count=40, data_dir=folder)
+  for i in range(40):
+    objects = drawn.record(i)["meta"]["objects"]
+    assert len(objects) <= 2 and {o["shape"] for o in objects} <= set(own["shapes"])
+    assert {o["color"] for o in objects} <= set(own["colors"])
+  metas = lambda source: sorted(json.dumps(source.record(i)["meta"], sort_keys=True) for i in range(40))
+  assert metas(stored) == metas(drawn)  # TFDS shuffles what it writes
+  said = " ".join(scenes_prompts.make(count=60, **own).record(i)["prompt"] for i in range(60))
+  assert "circle" in said and "triangle" not in said and "green" not in said and "three" not in said
+  motion = scenes.make(count=1, frames=4, **own).record(0)["meta"]["motion"]
+  assert {m["class"] for m in motion} <= set(own["shapes"])
+
+
 @pytest.mark.parametrize("call, words", [
+  (lambda f: scenes.make(shapes=("circle", "star")), ["star", "triangle"]),
+  (lambda f: scenes_prompts.make(most=9), ["most is 9"]),
+  (lambda f: scenes_builder.prepare("/tmp", colors=("red",)), ["colors", "two or more"]),
   (lambda f: scenes.make("dev"), ["'dev'"]),
   (lambda f: scenes.make(count=0), ["count=0"]),
   (lambda f: scenes.make(categories=("colors",)), ["'colors'", "color"]),

@@ -1,7 +1,6 @@
 """Intervals: closed forms, scipy, and coverage on simulated data whose truth is known."""
 import numpy as np
 import pytest
-from scipy import stats
 
 from align import statistics
 
@@ -134,29 +133,12 @@ def test_mean_ignores_prompts_without_a_value():
   assert found["value"] == 2. and found["prompts"] == 2
 
 
-def test_seeds_against_scipy():
-  values = [0.21, 0.18, 0.25, 0.16, 0.22]
-  found = statistics.across_seeds(values)
-  reference = stats.ttest_1samp(values, 0.)
-  assert found["p"] == pytest.approx(reference.pvalue)
-  assert found["interval"] == pytest.approx(list(reference.confidence_interval(0.95)))
-  assert found["mean"] == pytest.approx(np.mean(values)) and found["seeds"] == 5
-
-
-def test_one_seed_has_no_interval_and_equal_seeds_have_no_width():
-  assert statistics.across_seeds([0.2])["interval"] is None
-  assert statistics.across_seeds([0.25, 0.25])["interval"] == [0.25, 0.25]
-  assert statistics.across_seeds([0.25, 0.25])["p"] == 0. and statistics.across_seeds([0., 0.])["p"] == 1.
-
-
 @pytest.mark.parametrize("call, words", [
   (lambda: statistics.rates(np.ones((2, 3)), ["a"]), "success: shape"),
   (lambda: statistics.rates(np.ones((2, 3)), ["a", "a"], valid=np.ones((2, 2))), "valid: shape"),
   (lambda: statistics.rates(np.full((1, 1), np.nan), ["a"]), "mark failed ones"),
   (lambda: statistics.paired(np.ones((2, 3)), np.ones((2, 2)), ["a", "a"]), "b: shape"),
   (lambda: statistics.ratio(np.ones(2), np.ones(3)), "one value a prompt"),
-  (lambda: statistics.across_seeds([]), "at least one finite number"),
-  (lambda: statistics.across_seeds([0.1, np.nan]), "leave out the runs"),
 ])
 def test_refusals_say_what_to_do(call, words):
   with pytest.raises(ValueError, match=words):
