@@ -151,7 +151,7 @@ def on_policy(gap: float, limit: float, step: int = 0) -> float:
   if not gap <= limit:
     raise UserError(f"step {step}: |log ratio| of the policy to its own rollout is {gap:.3g}, at most {limit:.3g} is "
                     "allowed; sampling and replay are not the same law (precision, guidance, dropout or a changed "
-                    "prompt): set policy.net.dtype to float32, and the same options for both")
+                    "prompt): in bfloat16 set algorithm.recompute = True, else the same options for both")
   return gap
 
 

@@ -116,6 +116,19 @@ def repeat(tree: Any, times: int) -> Any:
   return jax.tree.map(lambda a: jnp.repeat(a, times, axis=0), tree)
 
 
+def recomputed(policy: Any, parameters: Any, rollout: Any, count: int) -> tuple:
+  """(the rollout with the old values that a replay gives, largest |log ratio| between the two).
+
+  In bfloat16 the sampler and the update round differently, and so do batches of different sizes: the replay is cut into
+  as many pieces as the experience into minibatches. What is left is how XLA fuses the update itself.
+  """
+  pieces = jax.tree.map(lambda a: a.reshape((count, a.shape[0] // count) + a.shape[1:]), rollout)
+  now = jax.lax.map(lambda piece: policy.replay(parameters, piece), pieces)
+  now = jax.lax.stop_gradient(jax.tree.map(lambda a: a.reshape((-1,) + a.shape[2:]), now))
+  gap = jnp.abs((now.log_prob - rollout.log_prob) * rollout.mask).max()
+  return rollout._replace(log_prob=now.log_prob, mean=now.mean), gap
+
+
 def by_level(name: str, values: Any, t: Any) -> dict:
   """Means of `values` [B] over the thirds of t in [0, 1]; nan where a third is empty."""
   third = jnp.clip((t * 3).astype(jnp.int32), 0, 2)

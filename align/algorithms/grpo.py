@@ -204,7 +204,7 @@ def make(policy, reward=None, *, group: int = 1, prompts: int = 0, steps: int = 
          std: str = "global", ddof: int = 0, delta: float = 1e-4, advantage_clip: float = 5.0, buffer: int = 0,
          weights: dict | None = None, win_margin: float | None = None, ratio: str = "plain", clip: float = 1e-4,
          per: str = "decision", reweight: bool = False, exact_kl: float | None = None, beta: float = 0.0,
-         kl: str | None = None, ema: float | None = None) -> Algorithm:
+         kl: str | None = None, recompute: bool = False, ema: float | None = None) -> Algorithm:
   """The policy's kernel must be noisy; with a deterministic one `on_policy_gap` is infinite and the run stops.
 
   Args:
@@ -223,6 +223,8 @@ def make(policy, reward=None, *, group: int = 1, prompts: int = 0, steps: int = 
       "decision"s, or over the mean decision of each "sample" (which differ where samples have different lengths).
     beta, kl: penalty towards the reference, "code" (the default), "true", "mean" (no std), "v" (two forwards more) or
       "k3", which serves tokens (their default).
+    recompute: old values from a replay before the first update, one forward more: for networks in bfloat16, where
+      sampling and replay differ by rounding, which is then logged as `sampling_gap`.
   """
   tokens = policy is not None and policy.process is None
   kl = kl or ("k3" if tokens else "code")
@@ -252,11 +254,14 @@ def make(policy, reward=None, *, group: int = 1, prompts: int = 0, steps: int = 
     else:
       values = advantages(ranked(scores, group, win_margin), group, weights, std=std, ddof=ddof, delta=delta,
                           clip=advantage_clip)
-    memory = {"rollout": rollout._replace(output=None), "advantage": values}
+    memory, out = {"rollout": rollout._replace(output=None), "advantage": values}, summary(scores, values, group)
     if best_of:
       chosen = best_and_worst(scores.total, scores.valid, group, best_of)
       memory = jax.tree.map(lambda a: a[chosen], memory)
-    return {**memory, **kept}, summary(scores, values, group)
+    if recompute:
+      again = base.recomputed(policy, view(params, "policy"), memory["rollout"], updates)
+      memory["rollout"], out["sampling_gap"] = again
+    return {**memory, **kept}, out
 
   def draw(memory, step, key):
     samples = {name: memory[name] for name in ("rollout", "advantage")}

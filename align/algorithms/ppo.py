@@ -46,7 +46,7 @@ def example(policy) -> tuple:
 
 def make(policy, reward=None, *, group: int = 1, steps: int = 10, eta: float = 0.7, lam: float = 0.95, width: int = 32,
          value: float = 0.5, clip: float = 1e-4, ratio: str = "plain", beta: float = 0.0, kl: str = "code",
-         updates: int = 1, epochs: int = 1, delta: float = 1e-4, advantage_clip: float = 5.0,
+         updates: int = 1, epochs: int = 1, delta: float = 1e-4, advantage_clip: float = 5.0, recompute: bool = False,
          ema: float | None = None) -> Algorithm:
   """The policy's kernel must be noisy; with a deterministic one `on_policy_gap` is infinite and the run stops.
 
@@ -85,9 +85,12 @@ def make(policy, reward=None, *, group: int = 1, steps: int = 10, eta: float = 0
     valid = jnp.broadcast_to(scores.valid[:, None], a.shape)
     mean, std = advantage.moments(a, valid)
     scaled = jnp.where(valid, jnp.clip((a - mean) / (std + delta), -advantage_clip, advantage_clip), 0.0)
-    memory = {"rollout": rollout._replace(output=None), "advantage": scaled, "target": target,
-              "valid": valid.astype(jnp.float32)}
-    return memory, grpo.summary(scores, scaled, group)
+    memory, out = {"rollout": rollout._replace(output=None), "advantage": scaled, "target": target,
+                   "valid": valid.astype(jnp.float32)}, grpo.summary(scores, scaled, group)
+    if recompute:
+      again = base.recomputed(policy, view(params, "policy"), memory["rollout"], updates)
+      memory["rollout"], out["sampling_gap"] = again
+    return memory, out
 
   def draw(memory, step, key):
     batch = base.minibatches(memory, step, key, updates, group)

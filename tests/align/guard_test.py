@@ -90,7 +90,7 @@ def test_scores_that_are_not_finite_are_masked(wrap):
 def test_off_policy_stops_and_says_why():
   assert guard.on_policy(1e-7, 1e-6) == 1e-7
   for gap in (2e-6, float("nan")):
-    with pytest.raises(UserError, match=r"step 3: \|log ratio\|.*at most 1e-06.*set policy.net.dtype to float32"):
+    with pytest.raises(UserError, match=r"step 3: \|log ratio\|.*at most 1e-06.*algorithm.recompute = True"):
       guard.on_policy(gap, 1e-6, step=3)
 
 

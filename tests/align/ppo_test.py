@@ -6,7 +6,7 @@ import optax
 import pytest
 from small import STEPS, G, P, batch_of, experience, gradient, params_of, policy, reward, scores_of
 
-from align.algorithms import base, ppo
+from align.algorithms import base, grpo, ppo
 from diffusion.nets import value
 
 
@@ -80,6 +80,27 @@ def test_the_value_does_not_see_padding():
   np.testing.assert_allclose(apply(longer), apply(cond), rtol=1e-6)
   other = {**cond, "tokens": jnp.roll(cond["tokens"], G, axis=0)}
   assert not np.allclose(apply(other), apply(cond))
+
+
+@pytest.mark.parametrize("name", ["ppo", "grpo"])
+def test_old_values_from_a_replay(name):
+  """Whatever the sampler stored, the update starts from a ratio of 1, and what was wrong with it is told."""
+  made = policy()
+  options = {"group": G, "steps": STEPS, "updates": 3}
+  make = ppo.make if name == "ppo" else grpo.make
+  method = make(made, reward(), recompute=True, **options)
+  params, batch, key = params_of(made, 0.1), batch_of(made), jax.random.key(1)
+  params = with_value(method, params) if name == "ppo" else params
+  rollout = method.rollout(params, batch, base.sample_keys(key, batch))
+  off = rollout._replace(log_prob=rollout.log_prob + 0.25 * rollout.mask, mean=rollout.mean + 1.0)
+  scores = scores_of(made, params, rollout)
+  memory, out = method.select(params, (), off, scores, batch, key)
+  plain, _ = make(made, reward(), **options).select(params, (), rollout, scores, batch, key)
+  assert out["sampling_gap"] == pytest.approx(0.25, rel=1e-4)
+  for field in ("log_prob", "mean"):
+    np.testing.assert_allclose(getattr(memory["rollout"], field), getattr(plain["rollout"], field), atol=2e-6)
+  metrics = gradient(method, params, method.draw(memory, 0, key))[1]
+  assert metrics["on_policy_gap"] < 2e-6
 
 
 def test_invalid_samples_are_left_out():
