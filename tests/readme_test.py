@@ -26,6 +26,7 @@ FAST = {
   "python -m align.main --config=configs/quickstart.py --print": (),
   'python -m diffusion.generate --model=scenes --prompt="two green triangles" --out=base.png': (),
   "python -m launch.sweep --sweep=configs/sweeps/quickstart.py --workdir=runs/sweep": ("--table",),
+  "python -m launch.sweep --sweep=configs/sweeps/digits_methods.py --workdir=runs/digits_methods": ("--table",),
 }
 COVERED = {
   "pip install -e .": ".ci/run", 'pip install -e ".[test]"': ".ci/run", "pytest": ".ci/run",
@@ -34,6 +35,7 @@ COVERED = {
   'python -m diffusion.generate --model=runs/quickstart/aligned --prompt="a red circle above a blue square" '
   "--out=samples.png": "quickstart_test.py",
   "python -m align.main --config=configs/digits.py --workdir=runs/digits": "digits_test.py",
+  "python -m launch.bench all --json=bench.json": "launch/bench_test.py",
 }
 
 
@@ -55,8 +57,8 @@ def run(line, more, where):
   assert arguments[:2] == ["python", "-m"]
   print("at a reduced size:", *more)
   if "launch.sweep" in line:  # it reads the file as given
-    configs = ROOT / "configs"
-    more = (*more, f"--sweep={configs / 'sweeps/quickstart.py'}", f"--records={configs / 'records/quickstart'}")
+    sweep = next(a for a in arguments if a.startswith("--sweep=")).partition("=")[2]
+    more = (*more, f"--sweep={ROOT / sweep}", f"--records={ROOT / 'configs/records' / Path(sweep).stem}")
   code, said = command(*arguments[2:], *more, where=where)
   assert code == 0 and "Traceback" not in said, said
 

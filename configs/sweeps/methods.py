@@ -4,7 +4,7 @@ ARM = lambda name: ["arms", name, "overall", "rate"]
 COLUMNS = {
   "base": ARM("base"), "control": ARM("control"), "aligned": ARM("aligned"),
   "gain over control": ["differences", "aligned - control", "overall", "difference"],
-  "diversity kept": ["diversity_ratio", "value"], "seconds": ["seconds"],
+  "diversity kept": ["diversity_ratio", "value"],
 }
 STAGES = ("reward", "judge", "base", "control")
 
