@@ -2,10 +2,10 @@
 
   python -m align.main --config=configs/digits.py --workdir=runs/digits
 
-Hardware: two CPU cores, 126 seconds the first time, of which some 40 go into compilation. Seed 0: judge accuracy .892 base, .934
-control, .969 aligned, with .85 of the base's diversity. scikit-learn's bundled 8x8 digits, captions such as "a
-handwritten seven". The reward is a small CNN's probability of the asked digit, the verdict that of another CNN trained
-on other images.
+Hardware: two CPU cores, 126 seconds the first time, of which some 40 go into compilation. Seed 0: judge accuracy .892
+base, .934 control, .969 aligned, with .85 of the base's diversity. scikit-learn's bundled 8x8 digits, captions such as
+"a handwritten seven". The reward is a small CNN's probability of the asked digit, the verdict that of another CNN
+trained on other images.
 Your own data: set runs.base.data to {"name": "folder", "path": ..., "size": 8, "channels": 1} (images with .txt
 captions) or {"name": "jsonl", ...}. Prompts of your own, {"name": "prompts", "path": ...}, need a reward that judges
 them: this one asks for the label of every record.
