@@ -48,6 +48,7 @@ def sampler(policy, steps):
 
 
 def check_images(policy) -> None:
+  """Refuses a policy whose samples are no images, and none."""
   if policy is None or policy.process is None:
     raise build.UserError("config.policy: evaluation, probes and calibration judge images, and "
                           f"{'there is no policy' if policy is None else 'this policy makes tokens'}; leave them out, "
@@ -102,12 +103,15 @@ def scored(reward, score, view, flat, records, n, rows, batch, seed) -> dict:
   return {k: np.where(valid, np.asarray(v, np.float64)[:keep], np.nan) for k, v in values.items()}
 
 
+def check_models(rewards: dict, models: dict) -> None:
+  """Refuses weights for a reward that there is not."""
+  for name in sorted(set(models or {}) - set(rewards)):
+    raise build.UserError(f"config.models.{name} names no reward; the rewards are {', '.join(rewards)}; rename it")
+
+
 def load_rewards(rewards: dict, models: dict, seed: int) -> dict:
   """{name: component} -> {name: (reward, view)}, with the trained weights that models = {name: workdir} points to."""
-  unknown = sorted(set(models or {}) - set(rewards))
-  if unknown:
-    raise build.UserError(f"config.models.{unknown[0]} names no reward; the rewards are {', '.join(rewards)}; rename "
-                          "it")
+  check_models(rewards, models)
   out = {}
   for name, spec in rewards.items():
     reward = build.build("rewards", spec)
@@ -193,10 +197,9 @@ def check(config: dict) -> None:
   if config["success"].split("/")[0] not in config["rewards"]:
     raise build.UserError(f"config.success = {config['success']!r} is of none of the rewards "
                           f"{', '.join(config['rewards'])}; it must be REWARD/PART")
-  for name in ("models", "curves"):
-    for key in sorted(set(config[name] or {}) - set(config["rewards"] if name == "models" else arms)):
-      raise build.UserError(f"config.{name}.{key} is not one of "
-                            f"{', '.join(config['rewards'] if name == 'models' else arms)}; rename or remove it")
+  check_models(config["rewards"], config["models"])
+  for name in sorted(set(config["curves"] or {}) - set(arms)):
+    raise build.UserError(f"config.curves.{name} is not one of {', '.join(arms)}; rename or remove it")
   check_targets(config["targets"] or {}, [f"gain over {arm}" for arm in arms if arm != config["primary"]]
                 + ["diversity ratio"] * bool(config["diversity"]))
 

@@ -103,7 +103,7 @@ def command(arguments: list) -> None:
 
 
 LOST = {errno.ENOSPC: "free some space", errno.EDQUOT: "free some space", errno.EROFS: "make it writable",
-        errno.EACCES: "make it writable", errno.EPERM: "make it writable", errno.EIO: "look at the disk"}
+        errno.EACCES: "allow access to it", errno.EPERM: "allow access to it", errno.EIO: "look at the disk"}
 
 
 def main(arguments: list | None = None) -> int:

@@ -108,8 +108,9 @@ def timed(log: Path, spec: dict, workdir: str) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     record = {"seconds": round(before.get("seconds", 0) + time.monotonic() - began, 1), "done": done,
               "peak_memory_bytes": max(before.get("peak_memory_bytes", 0), metrics.peak_memory())}
-    if metrics.device_memory() is not None:  # of this process so far: a backend does not start anew
-      record["device_memory_bytes"] = max(before.get("device_memory_bytes", 0), metrics.device_memory())
+    held = metrics.device_memory()  # of this process so far: a backend does not start anew
+    if held is not None:
+      record["device_memory_bytes"] = max(before.get("device_memory_bytes", 0), held)
     log.with_suffix(".tmp").write_text(json.dumps(record))
     os.replace(log.with_suffix(".tmp"), log)
 

@@ -92,8 +92,7 @@ def make(policy=None, reward=None, *, loss: str = "bt", theta: float = 5.0, ties
   def draw(batch, step, key):
     """Weights of entries are set here, before accumulation cuts the batch, so that each counts the same in all."""
     judged = rated(batch) if loss == "regression" else compared(batch)
-    count = judged.size if reduction == "all" else jnp.maximum(judged.sum(), 1)
-    return {**batch, "weight": judged * judged.size / count}
+    return {**batch, "weight": judged if reduction == "all" else base.share(judged)}
 
   def rated(batch):
     if "rating" not in batch:

@@ -107,9 +107,7 @@ def shares(mask, per: str):
   """[B K] weights whose mean over the minibatch makes the mean over decisions, or over samples of their mean decision.
 
   They are set before accumulation cuts the minibatch, so that pieces with fewer tokens do not weigh more."""
-  total = mask.sum(-1, keepdims=True) if per == "sample" else mask.sum()
-  used = (mask.sum(-1) > 0).sum() if per == "sample" else 1
-  return mask / jnp.maximum(total, 1) * mask.size / jnp.maximum(used, 1)
+  return base.share(mask / jnp.maximum(mask.sum(-1, keepdims=True), 1) if per == "sample" else mask)
 
 
 def summary(scores, values, group: int) -> dict:
@@ -268,25 +266,25 @@ def make(policy, reward=None, *, group: int = 1, prompts: int = 0, steps: int = 
     batch = base.minibatches(samples, step, key, updates, best_of or group)
     return {**batch, "share": shares(batch["rollout"].mask, per)}
 
-  def objective(old, now, a, change):
-    if exact_kl is not None:
-      value = -a * jnp.exp(change)
-      stop = ratios.away(change, a, kl_to_old(now, old), exact_kl)
-      value = jnp.where(jax.lax.stop_gradient(stop), 0.0, value)
-    else:
-      value, stop = ratios.clipped(change, a, clip), ratios.outside(change, a, clip)
-    return (value / (old.times[..., 0] - old.times[..., 1]) if reweight else value), stop
-
   def loss(params, batch, key):
     old, a = batch["rollout"], batch["advantage"][:, None]
     now = policy.replay(view(params, "policy"), old)
     change = log_ratio(ratio, now, old)
-    value, stop = objective(old, now, a, change)
+    value, stop = objective(old, now, a, change, clip, exact_kl)
+    value = value / (old.times[..., 0] - old.times[..., 1]) if reweight else value
     far = divergence(kl, policy, params, now, old) if beta else jnp.zeros_like(change)
     mean = lambda v: (v * batch["share"]).mean()
     return mean(value) + beta * mean(far), report(old, now, change, stop, far, clip)
 
   return Algorithm(rollout, select, draw, loss, {}, base.average(ema), updates * epochs)
+
+
+def objective(old, now, a, change, clip: float, exact_kl: float | None):
+  """(loss [B K], where a decision no longer counts [B K]): clipped, or masked by the exact KL (Flow-DPPO)."""
+  if exact_kl is None:
+    return ratios.clipped(change, a, clip), ratios.outside(change, a, clip)
+  stop = ratios.away(change, a, kl_to_old(now, old), exact_kl)
+  return jnp.where(jax.lax.stop_gradient(stop), 0.0, -a * jnp.exp(change)), stop
 
 
 def kl_to_old(now, old):

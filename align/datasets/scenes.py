@@ -35,6 +35,7 @@ def make(split: str = "train", count: int = 100_000, *, size: int = 16, seed: in
   if data_dir is not None:
     return prepared(data_dir, split, count, size)
   categories, weights = categories and tuple(categories), weights and tuple(weights)
+
   def record(index):
     if frames:
       media, texts, specs = scenes.clip.batch(seed, index, 1, split, size, frames, world)

@@ -3,10 +3,10 @@
   python -m align.main --config=configs/methods/scenes.py --workdir=runs/scenes
   python -m align.main --config=configs/methods/scenes.py:refl --workdir=runs/scenes_refl
 
-Hardware: two CPU cores, eight minutes. Every method has 100,000 forward passes of the network on one sample; a
-gradient counts as two more, and so do rewards: one pass for a score, four for its gradient. Pairs are collected once,
-out of the budget of the methods that learn from them; training the differentiable judge, on renders, is not counted.
-Prompts of the verdict are held out.
+Hardware: two CPU cores; not timed yet, estimated at eight minutes. Every method has 100,000 forward passes of the
+network on one sample; a gradient counts as two more, and so do rewards: one pass for a score, four for its gradient.
+Pairs are collected once, out of the budget of the methods that learn from them; training the differentiable judge, on
+renders, is not counted. Prompts of the verdict are held out.
 """
 import ml_collections
 

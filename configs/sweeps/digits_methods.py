@@ -2,7 +2,7 @@
 
   python -m launch.sweep --sweep=configs/sweeps/digits_methods.py --workdir=runs/digits_methods
 
-Hardware: two CPU cores, ninety minutes. A method is better than its control where the Holm-adjusted p is below .05 and
+Hardware: two CPU cores, forty minutes. A method is better than its control where the Holm-adjusted p is below .05 and
 the mean gain at least .03; both were decided beforehand.
 """
 from configs.methods import digits

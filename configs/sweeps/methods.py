@@ -11,4 +11,4 @@ STAGES = ("reward", "judge", "base", "control")
 
 def stages(has_pairs: bool, seed: int, names: tuple = STAGES) -> dict:
   """Where the stages lie that all runs of a seed have in common."""
-  return {name: f"shared/{seed}/{name}" for name in (*names, *(["pairs"] if has_pairs else []))}
+  return {name: f"common/{seed}/{name}" for name in (*names, *(["pairs"] if has_pairs else []))}

@@ -2,8 +2,8 @@
 
   python -m launch.sweep --sweep=configs/sweeps/scenes_methods.py --workdir=runs/scenes_methods
 
-Hardware: two CPU cores, two hours. A method is better than its control where the Holm-adjusted p is below .05 and the
-mean gain at least .03; both were decided beforehand.
+Hardware: two CPU cores; not run yet, estimated at two hours. A method is better than its control where the
+Holm-adjusted p is below .05 and the mean gain at least .03; both were decided beforehand.
 """
 from configs.methods import scenes
 from configs.sweeps import methods

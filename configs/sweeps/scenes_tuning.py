@@ -2,7 +2,7 @@
 
   python -m launch.sweep --sweep=configs/sweeps/scenes_tuning.py --workdir=runs/scenes_tuning
 
-Hardware: two CPU cores, eighty minutes. The best verdict decides, whatever the method.
+Hardware: two CPU cores; not run yet, estimated at eighty minutes. The best verdict decides, whatever the method.
 """
 from configs.methods import scenes
 from configs.sweeps import methods, scenes_methods

@@ -162,13 +162,13 @@ def test_groups_have_rows_with_tests(tmp_path):
 
 
 def test_a_shared_stage_lies_in_one_place(tmp_path):
-  shared = {**made(("a", "b")), "share": {n: {"base": "shared/0/base"} for n in "ab"}}
+  shared = {**made(("a", "b")), "share": {n: {"base": "common/0/base"} for n in "ab"}}
   code = ("import json, pathlib, sys\nme = pathlib.Path(sys.argv[1])\n"
           "with open(me / 'base' / 'done', 'a') as f: f.write(me.name)\n(me / 'results.json').write_text('{}')")
   make = lambda config, workdir, overrides: [sys.executable, "-c", code, str(workdir)]
   assert sweep.run(shared, tmp_path / "w", tmp_path / "r", make) == {}
-  assert (tmp_path / "w/shared/0/base/done").read_text() == "ab"
-  assert os.readlink(tmp_path / "w/a/base") == "../shared/0/base"
+  assert (tmp_path / "w/common/0/base/done").read_text() == "ab"
+  assert os.readlink(tmp_path / "w/a/base") == "../common/0/base"
 
 
 def test_a_run_may_have_a_config_of_its_own_and_records_say_what_made_them(tmp_path):
