@@ -19,7 +19,7 @@ from align import build
 from align.build import nearest, refuse
 
 # Options that may differ when a run is continued, also inside a pipeline: they change no number of it.
-FREE = r"^config\.(runs\.[^.]+\.)?(mesh|log_every|save_every|keep)(\.|$)"
+FREE = r"^config\.(runs\.[^.]+\.)?(mesh|log_every|save_every|keep|evaluate\.guard\.action)(\.|$)"
 
 
 # --- overrides -------------------------------------------------------------------------------------------------------
@@ -124,6 +124,10 @@ def set_(node: Any, key: str, text: Any, at: str) -> Any:
   try:
     node[key] = text if isinstance(current, str) and value is not None else value
   except (TypeError, ValueError) as e:
+    if isinstance(current, bool) and isinstance(value, str):  # a switch that may be a name too, as remat: `build` knows
+      with node.ignore_type():
+        node[key] = value
+      return value
     kind = "dict" if isinstance(current, ml_collections.ConfigDict) else type(current).__name__
     raise build.ConfigError(f"{at} = {text!r}: it must be of type {kind}; "
                             f"give a value like {build.plain(current)!r}") from e

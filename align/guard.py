@@ -133,9 +133,10 @@ def check_scores(scores):
   Parts stay as they are: they are only logged. Traced or on host arrays. Where none is valid, count the experience as
   skipped.
   """
-  bad = scores.valid & ~jnp.isfinite(scores.total)
+  on = np if isinstance(scores.total, np.ndarray) else jnp  # what is on the host must not wait for the devices
+  bad = scores.valid & ~on.isfinite(scores.total)
   valid = scores.valid & ~bad
-  return scores._replace(total=jnp.where(valid, scores.total, 0), valid=valid), bad.sum(), valid.any()
+  return scores._replace(total=on.where(valid, scores.total, 0), valid=valid), bad.sum(), valid.any()
 
 
 def on_policy(gap: float, limit: float, step: int = 0) -> float:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from align import assemble, costs, plan_text, shard, standin, topology, train, tree
+from align import assemble, chunks, costs, plan_text, shard, standin, topology, train, tree
 from align import config as configs
 from align import evaluate as evaluation
 from align.algorithms.base import sample_keys
@@ -116,8 +116,9 @@ def survey(config: dict, devices: list, quick: bool = False) -> Run:
   state = State(step, moving, opt, memory)
   samples, each = train.check_micro(parts, memory, config["micro"])
   most = max(samples // (parts.mesh.shape["data"] * parts.mesh.shape["fsdp"]), 1) * each
-  return Run(parts, where, state, frozen, arrays, train.compile_(parts, where, config["micro"], state), most,
-             topology.options(devices[0], quick))
+  pieces = chunks.count(parts.reward, config.get("chunks"), config["batch"], config["group"], parts.mesh)
+  do = train.compile_(parts, where, config["micro"], state, config["group"], pieces)
+  return Run(parts, where, state, frozen, arrays, do, most, topology.options(devices[0], quick))
 
 
 def memory_of(parts: assemble.Parts, params: dict, arrays: dict) -> Any:
@@ -146,13 +147,17 @@ def programs(run: Run, names: tuple = ()) -> Any:
   key, number = (jax.ShapeDtypeStruct((), kind, sharding=shard.replicated(mesh))
                  for kind in (jax.random.key(0).dtype, jnp.int32))
   keys = laid(jax.eval_shape(sample_keys, key, run.arrays), batch_sharding(mesh))
-  on_host = run.parts.reward and run.parts.reward.where == "host"
+  on_host, several = run.parts.reward and run.parts.reward.where == "host", do.rollout and do.shape[1] > 1
+  part = lambda: made.get("cut", (made["embed"], keys))  # one chunk, where an experience comes in several
   chain = {
     "embed": (do.embed, lambda: (params, made.pop("batch"), keys)),
-    "rollout": (do.rollout, lambda: (params, made["embed"], keys)),
+    "cut": (several and do.cut, lambda: ((made["embed"], keys), 0)),
+    "rollout": (do.rollout, lambda: (params, *part())),
     "decode": (do.rollout and do.decode, lambda: (params, made["rollout"].output)),
-    "score": (do.rollout and not on_host and do.score, lambda: (params, made["embed"], made["decode"], keys)),
-    "select": (do.select, lambda: (state, frozen, made.get("rollout"), judged(run, made), made["embed"], key)),
+    "score": (do.rollout and not on_host and do.score, lambda: (params, part()[0], made["decode"], part()[1])),
+    "whole": (several and do.whole, lambda: ([made["rollout"]] * do.shape[1],)),
+    "select": (do.select, lambda: (state, frozen, made.get("whole", made.get("rollout")), judged(run, made),
+                                   made["embed"], key)),
     "update": (do.update, lambda: (state, frozen, number, key, key)),
   }
   for name, (function, arguments) in chain.items():
@@ -168,7 +173,7 @@ def judged(run: Run, made: dict) -> Any:
   if "rollout" not in made:
     return None
   blank = jax.eval_shape(lambda: evaluation.blank_scores(run.arrays["prompt_id"].shape[0]))
-  return made.get("score", laid(blank, batch_sharding(run.parts.mesh)))
+  return made["score"] if "score" in made and run.do.shape[1] == 1 else laid(blank, batch_sharding(run.parts.mesh))
 
 
 def resident(*trees: Any) -> int:

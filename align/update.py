@@ -75,11 +75,19 @@ def cut(batch, count: int, i, decisions: bool):
   batch = piece(batch, count // each, i // each)
   if each == 1:
     return batch
-  finer = lambda tree: jax.tree.map(lambda a: piece(a, each, i % each, 1) if a.ndim > 1 else a, tree)
-  rollout = batch["rollout"]
-  given = {"cond": rollout.cond, "aux": rollout.aux}
-  rest = finer({**batch, "rollout": rollout._replace(cond=None, aux=None)})
-  return {**rest, "rollout": rest["rollout"]._replace(**given)}
+  rest = {name: leaf for name, leaf in batch.items() if name != "rollout"}
+  return {**finer(rest, each, i % each), "rollout": fewer(batch["rollout"], each, i % each)}
+
+
+def finer(tree, count: int, i):
+  """Every so many decisions of the leaves [B K ...]; those [B] stay."""
+  return jax.tree.map(lambda a: piece(a, count, i, 1) if a.ndim > 1 else a, tree)
+
+
+def fewer(rollout, count: int, i):
+  """Every so many decisions of a rollout."""
+  rest = finer(rollout._replace(cond=None, aux=None), count, i)
+  return rest._replace(cond=rollout.cond, aux=rollout.aux)
 
 
 def worst_of(gaps):

@@ -22,3 +22,5 @@ class Reward(NamedTuple):
   frames: Any        # None, or which frames of a clip it looks at
   fit: Any = None    # None, or how it is trained: (view, batch, keys) -> (loss [B], metrics {name: [B]})
   calibrate: Any = None  # None, or ({part: scores [N] of the samples a run begins from}) -> its leaves under "mix"
+  chunks: Any = 1    # pieces of whole prompts that an experience may come in, so that one is judged while the next is
+                     # sampled: 1 where that gains nothing, None where all samples must be seen together

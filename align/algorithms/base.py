@@ -1,4 +1,5 @@
 """What several algorithms share: keys, minibatches of whole groups, followers, checks, and metrics by noise level."""
+import math
 from typing import Any, Callable
 
 import jax
@@ -6,9 +7,11 @@ import jax.numpy as jnp
 
 from align.build import UserError
 from align.core import Algorithm
-from diffusion.core import fold, joined, pieces
+from align.update import divides, fewer
+from diffusion.core import fold, piece
 
-BANDS = ("low", "middle", "high")
+BANDS = ("low", "middle", "high")     # of noise
+PARTS = ("early", "middle", "late")   # of a chain
 
 
 def sample_keys(key: Any, batch: dict) -> Any:
@@ -116,16 +119,31 @@ def repeat(tree: Any, times: int) -> Any:
   return jax.tree.map(lambda a: jnp.repeat(a, times, axis=0), tree)
 
 
-def recomputed(policy: Any, parameters: Any, rollout: Any, count: int) -> tuple:
+def recomputed(policy: Any, parameters: Any, rollout: Any, updates: int, micro: int) -> tuple:
   """(the rollout with the old values that a replay gives, largest |log ratio| between the two).
 
   In bfloat16 the sampler and the update round differently, and so do batches of different sizes: the replay is cut into
-  as many pieces as the experience into minibatches. What is left is how XLA fuses the update itself.
+  minibatches and these into pieces as `update.cut` does, which is also what the memory of an update allows. What is
+  left is how XLA fuses the update itself.
   """
-  now = jax.lax.map(lambda piece: policy.replay(parameters, piece), pieces(rollout, count))
-  now = jax.lax.stop_gradient(joined(now))
-  gap = jnp.abs((now.log_prob - rollout.log_prob) * rollout.mask).max()
-  return rollout._replace(log_prob=now.log_prob, mean=now.mean), gap
+  samples, kept = rollout.std.shape
+  if samples % updates or not divides(micro, samples // updates, kept):
+    updates = micro = 1  # only shapes are asked for: such an experience is refused before it is sampled
+  each = math.gcd(micro, kept)
+  count = updates * (micro // each)
+
+  def replayed(i):
+    now = policy.replay(parameters, fewer(piece(rollout, count, i // each), each, i % each))
+    return now.log_prob, now.mean
+
+  def whole(a):  # [count * each, b, k ...]: sample b * count + i // each, decision k * each + i % each
+    a = a.reshape((count, each) + a.shape[1:])
+    return jnp.moveaxis(a, (2, 0, 3, 1), (0, 1, 2, 3)).reshape((samples, kept) + a.shape[4:])
+
+  log_prob, mean = jax.tree.map(whole, jax.lax.map(replayed, jnp.arange(count * each)))
+  log_prob, mean = jax.lax.stop_gradient((log_prob, mean))
+  gap = jnp.abs((log_prob - rollout.log_prob) * rollout.mask).max()
+  return rollout._replace(log_prob=log_prob, mean=mean), gap
 
 
 def by_level(name: str, values: Any, t: Any) -> dict:
@@ -134,6 +152,14 @@ def by_level(name: str, values: Any, t: Any) -> dict:
   inside = third[None] == jnp.arange(3)[:, None]
   means = (values * inside).sum(1) / inside.sum(1)
   return {f"{name}_{band}": means[i] for i, band in enumerate(BANDS)}
+
+
+def by_part(name: str, values: Any, mask: Any, t: Any, levels: Any) -> dict:
+  """Means of `values` [B K] of decisions at t [B K] over the thirds of a chain, under `mask` [B K]; nan where a third
+  has none. levels: those of all decisions that a chain could keep, falling."""
+  third = jnp.sum(levels > t[..., None] + 1e-5, -1) * len(PARTS) // len(levels)
+  counted = lambda i: mask * (third == i)
+  return {f"{name}_{part}": (values * counted(i)).sum() / counted(i).sum() for i, part in enumerate(PARTS)}
 
 
 def share(weights: Any) -> Any:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from align.algorithms import base
 from align.build import UserError
 from align.core import Algorithm
+from rewards.mix import looked
 
 LOSSES = ("bt", "btt", "regression")
 TIES = ("drop", "half")
@@ -86,7 +87,8 @@ def make(policy=None, reward=None, *, loss: str = "bt", theta: float = 5.0, ties
   check(policy, reward, loss, ties, reduction, theta)
 
   def read(params, batch, media, key):
-    return numbers(reward.score(params.get("reward", {}), batch, unit(media), base.sample_keys(key, batch)), parts)
+    shown = looked(unit(media), None, reward.frames)
+    return numbers(reward.score(params.get("reward", {}), batch, shown, base.sample_keys(key, batch)), parts)
 
   def draw(batch, step, key):
     """Weights of entries are set here, before accumulation cuts the batch, so that each counts the same in all."""

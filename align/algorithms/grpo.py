@@ -14,6 +14,8 @@ Published settings, with D = 65,536 elements and log-probabilities that are mean
   DDPO             a ddpm process with ddim, eta 1, 50 steps, guidance 5, buffer 16 (32 in JAX), clip 1e-4, 4 updates
   Pref-GRPO        win_margin 0, ratio "norm", std "group" ddof 1 delta 1e-8, flow_sde eta .7, 25 steps of which 60 %
                    (pick "random"), G 8, shared_noise
+  GDPO             weights {part: weight}: of a reward's parts as they are logged, such as those of a mixture, whose own
+                   weights, gates and scales then do not count (advantage.gdpo)
   tokens           clip .2, kl "k3" beta .04, std "group", per "sample" (a log-probability is that of one token)
 A clip range of 1e-4 on means is 6.6 nats on the sum: at another D, clip = 6.6 / D keeps the nats (8.5e-3 for D = 768),
 and 1e-4 sqrt(65,536 / D) the relative change of one element (9e-4); between them is where to tune.
@@ -38,10 +40,11 @@ KLS = ("code", "true", "mean", "v", "k3")
 PER = ("decision", "sample")
 
 
-def picked(pick: str, size: int, steps: int, reach: float, keys, experience=0, hold: int = 25):
+def picked(pick: str, size: int, steps: int, reach: float, keys, experience=0, hold: int = 25, seed: int = 0):
   """Indices of the steps that are trained: [K], or [B K] for "random". Never the last one, which has no noise.
 
-  "window": `size` steps in a row that start within the first `reach` of the chain, the same for the whole experience.
+  "window": `size` steps in a row that start within the first `reach` of the chain, the same for the whole experience,
+  which may be sampled in chunks, so that seed and experience decide alone.
   "progressive": such a window that moves on by one step every `hold` experiences and begins anew at the end.
   """
   last = steps - 1
@@ -53,7 +56,7 @@ def picked(pick: str, size: int, steps: int, reach: float, keys, experience=0, h
     return (experience // hold) % (last - size + 1) + jnp.arange(size)
   if pick == "window":
     starts = max(1, min(last - size + 1, math.ceil(reach * steps)))
-    return jax.random.randint(jax.random.fold_in(keys[0], 1 << 20), (), 0, starts) + jnp.arange(size)
+    return jax.random.randint(jax.random.fold_in(jax.random.key(seed), experience), (), 0, starts) + jnp.arange(size)
   return jax.vmap(lambda k: jnp.sort(jax.random.permutation(k, last)[:size]))(fold(keys, 1 << 20))
 
 
@@ -180,6 +183,9 @@ def check(policy, reward, *, group, steps, size, pick, mixed, ratio_, kl, best_o
   if buffer and prompts < 1:
     raise ValueError(f"buffer = {buffer} with prompts = {prompts}: it must know how many prompts there are, which a "
                      "config's data says; set prompts")
+  if weights and win_margin is not None:
+    raise ValueError(f"weights = {weights} with win_margin = {win_margin}: win rates are those of the reward's total, "
+                     "but weights take its parts, each on its own scale; leave one of them out")
   base.check_least("steps", steps, 2, "the last step of a chain has no noise and is not trained; 10 is usual")
   if win_margin is not None:
     base.check_least("win_margin", win_margin, 0, "in units of the reward; 0 counts exact ties only")
@@ -196,18 +202,18 @@ def check(policy, reward, *, group, steps, size, pick, mixed, ratio_, kl, best_o
     raise ValueError(f"clip = {clip} must be positive, in units of the mean log-probability; 1e-4 for D = 65,536")
 
 
-def make(policy, reward=None, *, group: int = 1, prompts: int = 0, steps: int = 10, eta: float = 0.7,
-         pick: str = "all", size: int = 2, fraction: float = 0.0, reach: float = 0.5, hold: int = 25,
-         mixed: bool = False, shared_noise: bool = False, best_of: int = 0, updates: int = 1, epochs: int = 1,
-         std: str = "global", ddof: int = 0, delta: float = 1e-4, advantage_clip: float = 5.0, buffer: int = 0,
-         weights: dict | None = None, win_margin: float | None = None, ratio: str = "plain", clip: float = 1e-4,
-         per: str = "decision", reweight: bool = False, exact_kl: float | None = None, beta: float = 0.0,
-         kl: str | None = None, recompute: bool = False, ema: float | None = None) -> Algorithm:
+def make(policy, reward=None, *, group: int = 1, prompts: int = 0, micro: int = 1, seed: int = 0, steps: int = 10,
+         eta: float = 0.7, pick: str = "all", size: int = 2, fraction: float = 0.0, reach: float = 0.5,
+         hold: int = 25, mixed: bool = False, shared_noise: bool = False, best_of: int = 0, updates: int = 1,
+         epochs: int = 1, std: str = "global", ddof: int = 0, delta: float = 1e-4, advantage_clip: float = 5.0,
+         buffer: int = 0, weights: dict | None = None, win_margin: float | None = None, ratio: str = "plain",
+         clip: float = 1e-4, per: str = "decision", reweight: bool = False, exact_kl: float | None = None,
+         beta: float = 0.0, kl: str | None = None, recompute: bool = False, ema: float | None = None) -> Algorithm:
   """The policy's kernel must be noisy; with a deterministic one `on_policy_gap` is infinite and the run stops.
 
   Args:
-    group: samples of a prompt; prompts: how many the data have; both are taken from the config. steps, eta: of the
-      rollout (an evaluation may take more steps, and no noise).
+    group: samples of a prompt; prompts: how many the data have; micro: pieces of an update; seed: of the run; all are
+      taken from the config. steps, eta: of the rollout (an evaluation may take more steps, and no noise).
     pick, size, reach, hold: which steps are trained, see `picked`; a `fraction` above 0 of the steps replaces size.
     mixed: noise in those steps only, elsewhere the ODE.
     shared_noise: a group starts from one x_1. best_of: train on that many of a group, the best and the worst half.
@@ -221,8 +227,8 @@ def make(policy, reward=None, *, group: int = 1, prompts: int = 0, steps: int = 
       "decision"s, or over the mean decision of each "sample" (which differ where samples have different lengths).
     beta, kl: penalty towards the reference, "code" (the default), "true", "mean" (no std), "v" (two forwards more) or
       "k3", which serves tokens (their default).
-    recompute: old values from a replay before the first update, one forward more: for networks in bfloat16, where
-      sampling and replay differ by rounding, which is then logged as `sampling_gap`.
+    recompute: old values from a replay before the first update, in pieces like the update's, one forward more: for
+      networks in bfloat16, where sampling and replay differ by rounding, which is then logged as `sampling_gap`.
   """
   tokens = policy is not None and policy.process is None
   kl = kl or ("k3" if tokens else "code")
@@ -239,7 +245,7 @@ def make(policy, reward=None, *, group: int = 1, prompts: int = 0, steps: int = 
     if tokens:
       return policy.sample(view(params, "policy"), batch["cond"], keys)
     parameters = view(params, "policy")
-    keep = picked(pick, size, steps, reach, keys, batch["experience"][0], hold)
+    keep = picked(pick, size, steps, reach, keys, batch["experience"][0], hold, seed)
     x = same_noise(policy, parameters, batch, keys, group) if shared_noise else None
     etas = jnp.zeros(steps).at[keep].set(eta) if mixed else eta
     return policy.sample(parameters, batch["cond"], keys, x=x, steps=steps, eta=etas, keep=keep)
@@ -257,7 +263,7 @@ def make(policy, reward=None, *, group: int = 1, prompts: int = 0, steps: int = 
       chosen = best_and_worst(scores.total, scores.valid, group, best_of)
       memory = jax.tree.map(lambda a: a[chosen], memory)
     if recompute:
-      again = base.recomputed(policy, view(params, "policy"), memory["rollout"], updates)
+      again = base.recomputed(policy, view(params, "policy"), memory["rollout"], updates, micro)
       memory["rollout"], out["sampling_gap"] = again
     return {**memory, **kept}, out
 
@@ -274,7 +280,7 @@ def make(policy, reward=None, *, group: int = 1, prompts: int = 0, steps: int = 
     value = value / (old.times[..., 0] - old.times[..., 1]) if reweight else value
     far = divergence(kl, policy, params, now, old) if beta else jnp.zeros_like(change)
     mean = lambda v: (v * batch["share"]).mean()
-    return mean(value) + beta * mean(far), report(old, now, change, stop, far, clip)
+    return mean(value) + beta * mean(far), report(old, now, change, stop, far, clip, noisy_levels(policy, steps))
 
   return Algorithm(rollout, select, draw, loss, {}, base.average(ema), updates * epochs,
                    decisions=not tokens)
@@ -292,12 +298,22 @@ def kl_to_old(now, old):
   return ratios.k3(now.log_prob, old.log_prob) if old.mean is None else ratios.kl(now.mean, old.mean, old.std)
 
 
-def report(old, now, change, stop, far, clip: float) -> dict:
+def noisy_levels(policy, steps: int):
+  """The levels at which the steps of a chain begin that have noise, falling; None of tokens."""
+  return None if policy.process is None else jnp.asarray(policy.process.times(steps)[:-2], jnp.float32)
+
+
+def report(old, now, change, stop, far, clip: float, levels) -> dict:
   """Metrics of one update, or of a piece of one, nan where nothing is trained. `on_policy_gap` is against what was
-  stored at sampling time; 5 % of the clip is allowed."""
+  stored at sampling time; 5 % of the clip is allowed. levels: as of `noisy_levels`, for divergences by noise."""
   some = old.mask.sum() > 0
   mean = lambda v: jnp.where(some, base.weighted(v, old.mask), jnp.nan)
   gap = jnp.where(some, jnp.abs((now.log_prob - old.log_prob) * old.mask).max(), jnp.inf)
+  kls = {"kl": far, "kl_old": kl_to_old(now, old)}
+  parts = {} if levels is None else {k: v for name, kl in kls.items()
+                                     for k, v in base.by_part(name, kl, old.mask, old.times[..., 0], levels).items()}
+  share = lambda which: mean(which.astype(jnp.float32))
   return {"ratio_mean": mean(jnp.exp(change)), "ratio_spread": jnp.sqrt(mean(change ** 2)),
-          "clip_fraction": mean(stop.astype(jnp.float32)), "kl": mean(far), "kl_old": mean(kl_to_old(now, old)),
+          "clip_fraction": share(stop), "clip_high": share(stop & (change > 0)), "clip_low": share(stop & (change < 0)),
+          **{name: mean(kl) for name, kl in kls.items()}, **parts,
           "trained_steps": old.mask.mean(), "on_policy_gap": gap, "on_policy_limit": jnp.float32(0.05 * clip)}

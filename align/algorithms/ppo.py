@@ -44,10 +44,10 @@ def example(policy) -> tuple:
   return jax.eval_shape(policy.sample, params, cond, keys).output, cond
 
 
-def make(policy, reward=None, *, group: int = 1, steps: int = 10, eta: float = 0.7, lam: float = 0.95, width: int = 32,
-         value: float = 0.5, clip: float = 1e-4, ratio: str = "plain", beta: float = 0.0, kl: str = "code",
-         updates: int = 1, epochs: int = 1, delta: float = 1e-4, advantage_clip: float = 5.0, recompute: bool = False,
-         ema: float | None = None) -> Algorithm:
+def make(policy, reward=None, *, group: int = 1, micro: int = 1, steps: int = 10, eta: float = 0.7, lam: float = 0.95,
+         width: int = 32, value: float = 0.5, clip: float = 1e-4, ratio: str = "plain", beta: float = 0.0,
+         kl: str = "code", updates: int = 1, epochs: int = 1, delta: float = 1e-4, advantage_clip: float = 5.0,
+         recompute: bool = False, ema: float | None = None) -> Algorithm:
   """The policy's kernel must be noisy; with a deterministic one `on_policy_gap` is infinite and the run stops.
 
   Args: lam: of the generalised advantage; 1 is return minus value. width: of the value network. value: weight of its
@@ -88,7 +88,7 @@ def make(policy, reward=None, *, group: int = 1, steps: int = 10, eta: float = 0
     memory, out = {"rollout": rollout._replace(output=None), "advantage": scaled, "target": target,
                    "valid": valid.astype(jnp.float32)}, grpo.summary(scores, scaled, group)
     if recompute:
-      again = base.recomputed(policy, view(params, "policy"), memory["rollout"], updates)
+      again = base.recomputed(policy, view(params, "policy"), memory["rollout"], updates, micro)
       memory["rollout"], out["sampling_gap"] = again
     return memory, out
 
@@ -103,7 +103,7 @@ def make(policy, reward=None, *, group: int = 1, steps: int = 10, eta: float = 0
     far = grpo.divergence(kl, policy, params, now, old) if beta else jnp.zeros_like(change)
     miss = (valued(params, old) - batch["target"]) ** 2
     mean = lambda v: (v * batch["share"]).mean()
-    out = grpo.report(old, now, change, ratios.outside(change, a, clip), far, clip)
+    out = grpo.report(old, now, change, ratios.outside(change, a, clip), far, clip, grpo.noisy_levels(policy, steps))
     total = mean(ratios.clipped(change, a, clip)) + beta * mean(far) + value * mean(miss)
     return total, {**out, "value_error": mean(miss), "target": mean(batch["target"])}
 

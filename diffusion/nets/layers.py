@@ -104,4 +104,6 @@ def variant(module: Callable, table: Mapping, name: str, options: Mapping) -> nn
     near = difflib.get_close_matches(str(name), table, 1)
     raise ValueError(f"{module.__name__}: variant = {name!r} is not one of {', '.join(table)}; choose one of them"
                      + (f" (nearest: {near[0]!r})" if near else ""))
-  return module(**{**table[name], **{k: v for k, v in options.items() if v is not None}})
+  given = {k: v for k, v in options.items() if v is not None}
+  remat(given.get("remat", False))  # refuses what it does not know before anything is traced
+  return module(**{**table[name], **given})

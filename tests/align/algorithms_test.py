@@ -38,6 +38,11 @@ def test_keys_belong_to_samples_not_to_places():
 def test_metrics_by_level_and_followers():
   out = base.by_level("e", jnp.array([1.0, 3, 5]), jnp.array([0.1, 0.2, 1.0]))
   assert out["e_low"] == 2 and out["e_high"] == 5 and jnp.isnan(out["e_middle"])
+  levels, mask = jnp.array([1.0, 0.8, 0.6, 0.4]), jnp.array([[1.0, 1, 1, 0], [1, 0, 1, 0]])
+  out = base.by_part("e", jnp.arange(8.0).reshape(2, 4), mask, jnp.stack([levels, levels]), levels)
+  assert out["e_early"] == (0 + 1 + 4) / 3 and out["e_middle"] == (2 + 6) / 2 and jnp.isnan(out["e_late"])
+  out = base.by_part("e", jnp.array([[1.0, 2]]), jnp.ones((1, 2)), levels[None, 1::2], levels)
+  assert out["e_early"] == 1 and out["e_late"] == 2 and jnp.isnan(out["e_middle"])  # of some steps of the chain
   _, decay, clock = base.average(0.9)["ema"]
   assert decay(0) == pytest.approx(0.1) and decay(1000) == pytest.approx(0.9) and clock == "step"
   with pytest.raises(ValueError, match="ema = 1.0 must be in"):
@@ -160,6 +165,10 @@ def test_grpo_clips_and_reports():
   memory = experience(method, made, params)[0]
   _, metrics, _ = gradient(method, {**params, "policy": params_of(made, 0.1)["policy"]}, memory)
   assert metrics["clip_fraction"] > 0.3 and metrics["on_policy_gap"] > metrics["on_policy_limit"]
+  assert float(metrics["clip_high"] + metrics["clip_low"]) == pytest.approx(float(metrics["clip_fraction"]), rel=1e-5)
+  # four decisions a chain, of which the first two are the early third
+  parts = [float(metrics[f"kl_old_{part}"]) for part in base.PARTS]
+  assert (2 * parts[0] + parts[1] + parts[2]) / 4 == pytest.approx(float(metrics["kl_old"]), rel=1e-4)
   assert metrics["kl_old"] > 0
   loose = grpo.make(made, reward(), group=G, steps=STEPS, exact_kl=1e6)
   assert gradient(loose, params_of(made, 0.1), memory)[1]["clip_fraction"] == 0
@@ -190,7 +199,7 @@ def test_grpo_trains_the_steps_that_were_picked(pick, size):
   index = np.asarray(grpo.picked(pick, size, 10, 0.5, keys))
   assert index.shape == ((40, size) if pick == "random" else (size,)) and index.max() < 9
   assert (np.diff(index, axis=-1) > 0).all()
-  starts = {int(grpo.picked("window", 2, 10, 0.5, fold(keys, i))[0]) for i in range(40)}
+  starts = {int(grpo.picked("window", 2, 10, 0.5, None, i, seed=3)[0]) for i in range(40)}
   assert starts == set(range(5))
 
 

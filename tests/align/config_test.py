@@ -59,12 +59,22 @@ def test_entries_of_free_dicts():
   assert override(["config.weights={'b': 1}"], weights={"a": 1.0})["weights"] == {"b": 1}
 
 
+def test_a_switch_that_may_be_a_name():
+  config = {"task": "train", "steps": 1, "data": {"name": "prompts", "path": "-"}, "algorithm": {"name": "sft"},
+            "policy": {"name": "diffusion", "text": "text", "process": "flow",
+                       "net": {"name": "unet", "variant": "tiny", "remat": True}}}
+  assert configs.override(config, ["config.policy.net.remat=attention"])["policy"]["net"]["remat"] == "attention"
+  assert configs.override(config, ["config.policy.net.remat=False"])["policy"]["net"]["remat"] is False
+  with pytest.raises(ConfigError, match="config.net: remat = 'all' is not True, False or one of attention, check"):
+    build.component("net", {"name": "unet", "variant": "tiny", "remat": "all"})
+
+
 @pytest.mark.parametrize("item,message", [
   ("config.stpes=3", "config.stpes = '3': config has no such option, only .*; correct the name .nearest: 'steps'"),
   ("config.optim.l=3", "config.optim.l = '3': config.optim has no such option"),
   ("config.steps=many", "config.steps = 'many': it must be of type int; give a value like 10"),
   ("config.steps=1.5", "config.steps = '1.5': it must be of type int"),
-  ("config.flag=maybe", "config.flag = 'maybe': it must be of type bool; give a value like False"),
+  ("config.flag=maybe", "config.flag = 'maybe': it must be of type bool, but is of type str"),
   ("config.optim=admw", "config.optim.name = 'admw': it must be one of .*nearest: 'adamw'"),
   ("config.optim.name=admw", "config.optim.name = 'admw': it must be one of"),
   ("config.steps.a=1", "config.steps.a = '1': config.steps is 10, which has no options; name it first, by"),

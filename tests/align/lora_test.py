@@ -107,6 +107,7 @@ def built(net):
   return adapted, policy, view, lambda whole, policy: policy.log_prob(whole, COND, x, KEYS).sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", [{"name": "unet", "variant": "tiny", "layers": 1, "widths": [8], "depth": [1],
                                   "alone": [False], "head": [8]}])
 def test_convolutions_and_scanned_blocks_are_adapted(net):

@@ -164,6 +164,14 @@ def test_laws_have_their_quantiles(law, options, median, quarter):
   assert np.quantile(t, 0.25) == pytest.approx(quarter, abs=0.012)
 
 
+def test_the_law_of_levels_draws_each_as_often():
+  """Those of SDXL-Turbo: timesteps 249, 499, 749 and 999 of 1000."""
+  made = make("ode", process.ddpm(), law="levels", law_levels=(0.25, 0.5, 0.75, 1.0))
+  t, count = np.unique(np.asarray(made.law(keys_of(20000))), return_counts=True)
+  assert t.tolist() == [0.25, 0.5, 0.75, 1.0] and (np.abs(count / 20000 - 0.25) < 0.012).all()
+  assert np.asarray(made.process.timestep(t)).tolist() == [249, 499, 749, 999]
+
+
 @pytest.mark.parametrize("name, guidance", [("ode", 2.0), ("flow_sde", 1), ("dpm2m", 1)])
 def test_the_gradient_through_sampling_is_that_of_finite_differences(name, guidance):
   made, view, cond, keys = setup(name, guidance=guidance)
@@ -213,6 +221,7 @@ def test_prepare_tokenises_and_keeps_the_prompt():
   assert made.prepare({"prompt_id": np.arange(4)}).keys() == {"prompt_id"}
 
 
+@pytest.mark.slow
 def test_the_tiny_unet_is_a_policy_too():
   made, view, cond, keys = setup("cps", net=unet.make("tiny"), guidance=2.0)
   out = jax.jit(lambda view: made.step(view, cond, normal(keys, (SIZE, SIZE, 3)), 0.9, 0.7, keys, 0.5))(view)
@@ -226,6 +235,9 @@ def test_the_tiny_unet_is_a_policy_too():
   (lambda: make("ode", law="normal"), ["law", "'normal'", "logit_normal", "choose"]),
   (lambda: make("ode", law_shift=0.0), ["law_shift", "0.0", "positive"]),
   (lambda: make("ode", law_std=-1.0), ["law_std", "-1.0", "positive"]),
+  (lambda: make("ode", law="levels"), ["law_levels = ()", "'levels'", "(0, 1]", "0.25"]),
+  (lambda: make("ode", law="levels", law_levels=(0.5, 0.0)), ["law_levels = (0.5, 0.0)", "(0, 1]"]),
+  (lambda: make("ode", law="uniform", law_levels=(0.5,)), ["law_levels = (0.5,)", "'uniform'", "() for others"]),
   (lambda: make("ode", tokens="nowhere"), ["tokens", "'nowhere'", "words"]),
   (lambda: make("ode", steps=0), ["steps", "0", "at least 1"]),
   (lambda: make("ode", words={"vocab": 20}), ["vocab", "20", "tokens of tokens = 'words'", "or more"]),

@@ -82,11 +82,13 @@ def test_the_value_does_not_see_padding():
   assert not np.allclose(apply(other), apply(cond))
 
 
-@pytest.mark.parametrize("name", ["ppo", "grpo"])
-def test_old_values_from_a_replay(name):
-  """Whatever the sampler stored, the update starts from a ratio of 1, and what was wrong with it is told."""
+@pytest.mark.parametrize("name,micro", [("ppo", 1), ("ppo", 2 * (STEPS - 1)), ("grpo", 1), ("grpo", STEPS - 1),
+                                        ("grpo", G)])
+def test_old_values_from_a_replay(name, micro):
+  """Whatever the sampler stored, the update starts from a ratio of 1, and what was wrong with it is told; in pieces
+  that cut the samples, their decisions, or both."""
   made = policy()
-  options = {"group": G, "steps": STEPS, "updates": 3}
+  options = {"group": G, "steps": STEPS, "updates": 3, "micro": micro}
   make = ppo.make if name == "ppo" else grpo.make
   method = make(made, reward(), recompute=True, **options)
   params, batch, key = params_of(made, 0.1), batch_of(made), jax.random.key(1)

@@ -34,6 +34,7 @@ def trained(model, data, workdir, how, *more):
   assert code == 0, said
 
 
+@pytest.mark.slow
 def test_a_trained_network_is_left_as_a_folder_that_diffusers_loads(model, data, tmp_path):
   trained(model, data, tmp_path / "run", "full")
   where, export = model[1], tmp_path / "run" / "export"

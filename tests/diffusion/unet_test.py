@@ -21,6 +21,7 @@ def made(**options):
   return net, jax.jit(net.init)(jax.random.key(0), *inputs())
 
 
+@pytest.mark.slow
 def test_output_has_the_size_and_channels_asked_for():
   net, params = made(channels=5)
   assert net.apply(params, *inputs()).shape == (2, 8, 8, 5)
@@ -61,6 +62,7 @@ def test_sinusoid_starts_with_cosines():
                              [np.cos(2), np.cos(0.02), np.sin(2), np.sin(0.02)], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [True, "dots_with_no_batch_dims_saveable"])
 def test_remat_changes_neither_names_nor_gradients(how):
   net, params = made()

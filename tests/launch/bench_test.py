@@ -125,6 +125,7 @@ def test_a_program_is_as_long_for_any_depth(monkeypatch, capsys):
   assert "characters" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_the_first_iteration():
   found = bench.compiles(1)
   assert found["4 iterations"]["programs"] <= found["1 iteration"]["programs"]
