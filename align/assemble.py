@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from clu import parameter_overview
 
-from align import build, shard, tree
+from align import build, chunks, shard, tree
 from align import evaluate as evaluation
 from align import lora as adapters
-from diffusion import folder, vlm
+from diffusion import eyes, folder
 
 
 class Parts(NamedTuple):
@@ -36,19 +36,20 @@ class Place(NamedTuple):
   trained: str        # regex over "role/leaf"
 
 
-def assemble(seed, policy, lora, algorithm, reward, data, optim, mesh, evaluate, steps, group) -> Parts:
+def assemble(seed, policy, lora, algorithm, reward, data, optim, mesh, evaluate, steps, group, micro) -> Parts:
   made = build.build("align.policies", policy) if policy else None
   if made and lora:
     made = adapters.wrap(made, **lora)
   judge = build.build("rewards", reward) if reward else None
   source = build.build("align.datasets", data) if data else None
   taken = build.schema(build.locate("align.algorithms", algorithm["name"], "config.algorithm"))[0]
-  known = {"group": group, "prompts": source.size if source else 1}  # without data only shapes are asked for
+  prompts = source.size if source else 1  # without data only shapes are asked for
+  known = {"group": group, "micro": micro, "seed": seed, "prompts": prompts}
   method = build.build("align.algorithms", algorithm, made, judge, **{k: v for k, v in known.items() if k in taken})
   length = {} if optim.get("total_steps") else {"total_steps": steps}
   optimizer = build.build("align.optim", optim, **length)
   grid = shard.mesh(**mesh)
-  measure = evaluation.probe(made, seed, grid, **evaluate) if evaluate else None
+  measure = evaluation.probe(made, seed, grid, judge, **evaluate) if evaluate else None
   return Parts(made, judge, method, source, optimizer, grid, measure)
 
 
@@ -109,13 +110,27 @@ def follow_from(roles: dict, follow: dict, trained: str) -> dict:
 
 
 def begun(where: Place, policy: dict | None, reward: dict | None) -> dict:
-  """{role: model} of the public models that the descriptions name and whose weights the roles begin from."""
-  named = {"reward": reward, **{f"reward/{name}": part for name, part in ((reward or {}).get("rewards") or {}).items()}}
-  models = {role: part["model"] for role, part in named.items()
-            if part and part.get("model") and vlm.at(part["model"])}
+  """{role: model} of the public models that the descriptions name and whose weights the roles begin from. UserError
+  for a reward's model that is a description without weights."""
+  for role, part in described("reward", reward or {}).items():
+    if part.get("model") and eyes.is_described(part["model"]):
+      raise build.UserError(f"config.{role.replace('/', '.rewards.')}.model = {part['model']!r} is a description "
+                            "without weights and tokenizer; give a folder of the model, see the reward's own text")
+  models = {role: part["model"] for role, part in described("reward", reward or {}).items()
+            if part.get("model") and folder.reader_of(part["model"])}
   flat = tree.flatten(where.shapes)
   held = {role: model for role, model in models.items() if any(name.startswith(f"{role}/net/") for name in flat)}
   return held | ({"policy": policy["model"]} if policy and policy.get("model") else {})
+
+
+def described(role: str, reward: dict) -> dict:
+  """{role: description} of a reward and, if it is a mixture, of its parts, and of theirs; of a cache, what it keeps."""
+  if reward.get("reward"):
+    return described(role, reward["reward"])
+  found = {role: reward}
+  for name, part in (reward.get("rewards") or {}).items():
+    found |= described(f"{role}/{name}", part)
+  return found
 
 
 def load_start(shapes: dict, start: dict, shardings: dict) -> dict:
@@ -198,8 +213,10 @@ def prospect(config: dict) -> tuple[Parts, Place]:
   pick = lambda k, default: config.get(k) or default
   policy = of_model(config.get("policy"), config.get("model"))
   parts = assemble(pick("seed", 0), policy, config.get("lora"), config["algorithm"], config.get("reward"),
-                   None, pick("optim", {"name": "adamw"}), pick("mesh", {}), {}, config["steps"], config["group"])
+                   None, pick("optim", {"name": "adamw"}), pick("mesh", {}), {}, config["steps"], config["group"],
+                   config["micro"])
   shard.check_batch(config["batch"] * config["group"], parts.mesh)
+  chunks.count(parts.reward, config.get("chunks"), config["batch"], config["group"], parts.mesh)
   if config["micro"] < 1:
     raise build.UserError(f"config.micro = {config['micro']} must be at least 1, the whole minibatch at once")
   return parts, place(parts, config["trained"])

@@ -5,7 +5,8 @@ with the package. A description is nested {"name": ..., option: ...} dicts, so a
 
 A folder in diffusers' layout is read as well (hub.py). Where a run aligned such a model, PART.json stands without
 PART.safetensors: beside it lie the whole model in diffusers' layout, or adapters of the model that "model" names. So is
-one of a vision-language model in transformers' layout (vlm.py), as {"net": parameters}; a run leaves it whole.
+one of a vision-language model (vlm.py) or of an encoder of pictures (eyes.py) in transformers' layout, as {"net":
+parameters}; a run leaves the first whole.
 """
 import json
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Any
 
 import jax
 
-from diffusion import hub, vlm, weights
+from diffusion import eyes, hub, vlm, weights
 from diffusion.convert import adapters
 
-BASES = Path(__file__).parent / "bases"
+BASES = vlm.BASES
 
 
 def shipped() -> list[str]:
@@ -73,9 +74,12 @@ def public_of(model: str) -> tuple[Path, Path | None, dict] | None:
 
 
 def describe(model: str, part: str = "policy") -> dict:
-  """The description that was saved with the weights; of a bare folder in diffusers' layout, that it is one."""
+  """The description that was saved with the weights; of a bare public folder, that it is one."""
   if part == "policy" and hub.is_public(model) and not (Path(model) / "policy.json").is_file():
     return {"name": "public", "model": str(model)}
+  if part == "policy" and (talking := vlm.at(model)):
+    beside = talking / "policy.json"
+    return {"name": "chat", **(json.loads(beside.read_text()) if beside.is_file() else {}), "model": str(talking)}
   folder = locate(model, part)
   found = json.loads((folder / f"{part}.json").read_text())
   return {**found, "model": str(folder)} if hub.is_public(folder) else found
@@ -87,15 +91,20 @@ def load(model: str, part: str = "policy", like: Any = None, place: Any = None) 
   place: shardings like the parameters, onto which public weights are read shard by shard, in the types of `like`."""
   if part == "policy" and hub.is_public(model):
     return of_hub(hub.open_(model), like, place)
-  if vlm.at(model):
+  if reader := reader_of(model):
     kind = jax.tree.leaves(like["net"])[0].dtype if like else "float32"
-    return {"net": vlm.load(vlm.open_(model), (place or {}).get("net"), kind)}
+    return {"net": reader.load(reader.open_(model), (place or {}).get("net"), kind)}
   folder = locate(model, part)
   if not of_public(folder):
     return weights.load(folder / f"{part}.safetensors", like=like)
   opened = hub.open_(describe(model, part)["model"])
   plain = of_hub(opened, like, place)
   return plain if hub.is_public(folder) else adapters.fused(plain, folder / adapters.FILE, opened)
+
+
+def reader_of(model: str) -> Any:
+  """The module that reads a folder in transformers' layout, vlm or eyes; None for anything else."""
+  return next((reader for reader in (vlm, eyes) if reader.at(model)), None)
 
 
 def of_hub(opened: hub.Model, like: Any, place: Any) -> dict:

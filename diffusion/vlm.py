@@ -24,6 +24,7 @@ from diffusion.nets.siglip import Siglip
 
 NETWORKS = {name: module for module in (qwen, llava) for name in module.CLASSES}
 STEM = "model"
+BASES = Path(__file__).parent / "bases"
 COPIED = (".json", ".jinja", ".txt", ".model")  # of a folder's files besides its weights
 CONTEXT = 32768  # columns, where a config.json does not say
 LEAST = 32       # columns of the smallest batch, and of the shortest beginning that is read once
@@ -70,8 +71,8 @@ def kind(config: dict) -> str | None:
 
 
 def at(model: Any) -> Path | None:
-  """The folder that `model` is, or that a run left in it; None where neither is one."""
-  return next((folder for folder in (Path(model), Path(model) / "export") if is_public(folder)), None)
+  """The folder that `model` is, that a run left in it, or that ships with the package; None where none is one."""
+  return next((folder for folder in (Path(model), Path(model) / "export", BASES / model) if is_public(folder)), None)
 
 
 def open_(model: Any, dtype: str = "float32", remat: bool | str = False) -> Model:

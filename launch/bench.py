@@ -1,7 +1,7 @@
 """Speed and memory, beside a peer: the same work in one launch, alternated, as a ratio.
 
   python -m launch.bench all [--repeats=20] [--json=FILE]
-  python -m launch.bench rollout | dpo | grpo | refl | compiles | depth | judge
+  python -m launch.bench rollout | dpo | grpo | refl | compiles | depth | judge | rewards
   python -m launch.bench gpu [--only=dpo_full,dpo_lora,rollout,grpo,grpo_fast,attention] [--size=sd35_medium]
     [--seconds=570]
 
@@ -12,6 +12,7 @@
   compiles   programs compiled after the first iteration of a GRPO run: there must be none
   depth      seconds that compiling the gradient of DPO takes, and the length of its program, for 6 and for 24 blocks
   judge      a small vision-language model that compares pictures, beside transformers (launch/judging.py)
+  rewards    pictures that small CLIPs, ImageReward and DINOv2 judge, beside transformers (launch/scoring.py)
   gpu        the same at the size of SD3.5 medium with random weights, DPO of all of it and of adapters, GRPO as
              published and as Flow-GRPO-Fast, and attention by every kernel; with the share of the chip that is used
 
@@ -31,7 +32,7 @@ import tempfile
 import jax
 
 from align.algorithms import dpo, refl
-from launch import gpu, judging, ours
+from launch import gpu, judging, ours, scoring
 from launch.timing import alternated, compared
 from launch.work import SIZES, SMALL
 
@@ -101,7 +102,7 @@ def by_depth(repeats: int) -> dict:
 
 RUNS = {"rollout": lambda repeats: beside("rollout", repeats), "dpo": lambda repeats: beside("dpo", repeats),
         "grpo": lambda repeats: beside("grpo", repeats), "refl": refl_memory, "compiles": compiles, "depth": by_depth,
-        "judge": judging.run}
+        "judge": judging.run, "rewards": scoring.run}
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

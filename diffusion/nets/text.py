@@ -21,13 +21,15 @@ POOLS = ("end", "highest", "mean")
 
 class Layer(nn.Module):
   """(x [B L C], mask) -> (x, None, or x as it came if `keeps`): LayerNorm, attention, LayerNorm, MLP; each half
-  residual. mask [B 1 1 L] or [B 1 L L], False is not looked at, or None."""
+  residual. mask [B 1 1 L] or [B 1 L L], False is not looked at, or None. scale: each half is multiplied by a learned
+  vector, gain1 and gain2, before it is added (DINOv2's layer scale)."""
   heads: int
   inner: int
   activation: str
   keeps: bool
   dtype: Any
   epsilon: float = 1e-5
+  scale: bool = False
 
   @nn.compact
   def __call__(self, x, mask):
@@ -35,10 +37,11 @@ class Layer(nn.Module):
     dense = lambda width, name: Dense(width, dtype=self.dtype, name=name)
     split = lambda a: a.reshape(*a.shape[:2], self.heads, -1)
     came, h, width = x, norm("norm1")(x), x.shape[-1]
+    gain = lambda a, name: a * self.param(name, nn.initializers.ones, (width,)).astype(a.dtype) if self.scale else a
     q, k, v = (split(dense(width, name)(h)) for name in ("q", "k", "v"))
-    x = x + dense(width, "out")(attend(q, k, v, mask=mask).reshape(x.shape))
+    x = x + gain(dense(width, "out")(attend(q, k, v, mask=mask).reshape(x.shape)), "gain1")
     h = ACTIVATIONS[self.activation](dense(self.inner, "fc1")(norm("norm2")(x)))
-    return x + dense(width, "fc2")(h), came if self.keeps else None
+    return x + gain(dense(width, "fc2")(h), "gain2"), came if self.keeps else None
 
 
 class Text(nn.Module):
