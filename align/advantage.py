@@ -59,14 +59,17 @@ def group(rewards: Any, valid: Any = None, *, mode: str = "group", ddof: int = 0
 
 def gdpo(rewards: dict, weights: dict | None = None, valid: Any = None, *, ddof: int = 0, delta: float = 1e-4,
          clip: float | None = 5.0) -> Any:
-  """{name: [P G]} -> advantages [P G]: no reward dominates for its variance alone. weights: 1 each by default."""
+  """{name: [P G]} -> advantages [P G]: no reward dominates for its variance alone. weights: 1 each by default.
+
+  A sample of which one of these rewards is not finite is masked. Of a single reward the advantages are those of
+  `group`, divided by their std over the batch, which is below 1 where some prompts have no difference."""
   weights = dict.fromkeys(rewards, 1.0) if weights is None else weights
   unknown = [name for name in weights if name not in rewards]
   if unknown:
     raise ValueError(f"weights of {unknown[0]!r}: there is no such reward, only {', '.join(rewards)}; rename it")
-  parts = [w * group(rewards[name], valid, ddof=ddof, delta=delta, clip=None) for name, w in weights.items()]
-  total = sum(parts)
-  valid = jnp.ones(total.shape, bool) if valid is None else jnp.asarray(valid, bool)
+  finite = jnp.stack([jnp.isfinite(rewards[name]) for name in weights]).all(0)
+  valid = finite if valid is None else finite & jnp.asarray(valid, bool)
+  total = sum(w * group(rewards[name], valid, ddof=ddof, delta=delta, clip=None) for name, w in weights.items())
   mean, std = moments(total, valid, None, ddof)
   same = jnp.where(valid, total, -jnp.inf).max() <= jnp.where(valid, total, jnp.inf).min()
   moved = (total != 0).any(-1, keepdims=True)  # a prompt without a difference stays at 0

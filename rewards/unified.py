@@ -29,15 +29,18 @@ READ = ("expected", "probability")
 
 
 def make(model: str, question: str, reading: str = "text", scheme: str = "all", prompts: str = None, size: int = None,
-         columns: int = 2048, length: int = 512, temperature: float = 0.7, at_once: int = 8, dtype: str = "bfloat16",
-         remat: bool | str = False) -> Reward:
+         frames: int = None, columns: int = 2048, length: int = 512, temperature: float = 0.7, at_once: int = 8,
+         dtype: str = "bfloat16", remat: bool | str = False) -> Reward:
   """Args:
     question: its name. prompts: a JSON file or a folder of them with further ones. reading, scheme: see above.
     size: pixels of a side; then the score is computed inside the mesh, of `columns` tokens at most.
+    frames: of a clip that are shown, evenly spread over it; None: as many as the question says, 8 or 16 as published.
     length: the most tokens of a written answer; temperature: of the second try, where the first cannot be read.
     at_once: conversations in a batch, on the host. dtype: of the network and its parameters; remat: see layers.remat.
   """
   opened, asked = vlm.open_(model, dtype=dtype, remat=remat), formats.question(question, prompts)
+  if frames is not None:
+    asked = questions.check(asked._replace(frames=frames), f"question {question!r}")
   init = lambda key: {"net": vlm.fresh(opened, key, dtype)}
   if size is not None:
     return inside(opened, asked, reading, size, columns, init)

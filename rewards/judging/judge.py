@@ -27,7 +27,7 @@ from rewards.judging.questions import Asked, Question, conversation, nearest, tw
 
 READINGS = {"pair": ("text", "probability"), "pair_score": ("text",), "point": ("text", "expected"),
             "yes": ("text", "probability")}
-SCHEMES = ("all", "adjacent", "reference")
+SCHEMES = ("all", "ring", "adjacent", "reference")
 
 
 class Said(NamedTuple):
@@ -249,8 +249,8 @@ def chances(answerer: Answerer, view: Any, talks: list, begun: str, options: tup
 
 
 def comparisons(count: int, scheme: str) -> list:
-  """[(i, j)] among `count` candidates: all unordered pairs; neighbours (0, 1), (2, 3) ...; each against -1, a
-  reference."""
+  """[(i, j)] among `count` candidates: all unordered pairs; each with the next one and the last with the first, 2
+  comparisons of each; neighbours (0, 1), (2, 3) ...; each against -1, a reference."""
   if scheme not in SCHEMES:
     raise ValueError(f"scheme = {scheme!r} is not one of {', '.join(SCHEMES)}; choose one of them"
                      f"{nearest(scheme, SCHEMES)}")
@@ -261,6 +261,8 @@ def comparisons(count: int, scheme: str) -> list:
       raise ValueError(f"scheme = 'adjacent' pairs neighbours, but there are {count} candidates; give an even number, "
                        "or compare all")
     return [(i, i + 1) for i in range(0, count, 2)]
+  if scheme == "ring" and count > 2:  # of two candidates there is one pair
+    return [(i, (i + 1) % count) for i in range(count)]
   return [(i, j) for i in range(count) for j in range(i + 1, count)]
 
 

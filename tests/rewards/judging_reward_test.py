@@ -141,7 +141,7 @@ def test_batches_that_cannot_be_judged(question, asked, message):
 @pytest.mark.parametrize("question, options, message", [
   (TABLE["image_understanding_point_v1"], {}, "judges answers, but a reward judges media"),
   (PAIR, {"reading": "expected"}, "reading = 'expected' is not one of"),
-  (PAIR, {"scheme": "each"}, "scheme = 'each' is not one of all, adjacent, reference"),
+  (PAIR, {"scheme": "each"}, "scheme = 'each' is not one of all, ring, adjacent, reference"),
 ])
 def test_judges_that_cannot_be(question, options, message):
   with pytest.raises(ValueError, match=message):

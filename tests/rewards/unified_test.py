@@ -17,6 +17,7 @@ QUESTIONS = [
   {"name": "short_point", "like": "image_generation_point_v2", "text": "Rate it. {prompt}", "side": SIDE},
   {"name": "short_sift", "like": "image_generation_point_sift", "text": "Rate it. {prompt}", "side": SIDE},
   {"name": "short_yes", "like": "image_generation_yes_seedream", "text": "Is it {prompt}?", "side": None},
+  {"name": "short_clip", "like": "video_generation_point_sift", "text": "Rate it. {prompt}", "side": 28},
   {"name": "short_pair", "like": "image_generation_pair_v1_qwen", "text": "Which is {prompt}?", "side": SIDE},
 ]
 
@@ -82,6 +83,16 @@ def test_shares_of_a_group_add_up(folder, prompts, view):
   np.testing.assert_allclose(again.total, found.total[[1, 0, 3, 2]], atol=1e-5)
 
 
+def test_of_a_clip_a_chosen_number_of_frames_is_shown(folder, prompts, view):
+  """Spread from the first to the last one, as the question has it; the others do not matter."""
+  clips = np.random.default_rng(5).uniform(size=(2, 7, 28, 28, 3)).astype(np.float32)
+  made = unified.make(str(folder), "short_clip", "expected", prompts=prompts, dtype="float32", frames=3)
+  found, alone, other = (scored(made, view, batch(2), shown).total for shown in (
+    clips, clips[:, [0, 3, 6]], clips[:, [0, 2, 6]]))
+  np.testing.assert_allclose(found, alone, atol=1e-6)
+  assert np.isfinite(found).all() and np.abs(found - other).min() > 1e-6
+
+
 def test_words_of_a_random_network_are_no_verdict_and_no_zero(folder, prompts, view):
   reward = unified.make(str(folder), "short_point", "text", prompts=prompts, dtype="float32", length=4)
   found = scored(reward, view, batch(2), media(2))
@@ -93,6 +104,8 @@ def test_words_of_a_random_network_are_no_verdict_and_no_zero(folder, prompts, v
   ({"question": "short_yes", "size": SIDE, "reading": "text"}, "choose expected or probability"),
   ({"question": "short_yess"}, "question = 'short_yess' is not one of .*nearest: 'short_yes'"),
   ({"question": "short_yes", "reading": "expected"}, "reading = 'expected' is not one of text, probability"),
+  ({"question": "short_yes", "frames": 4}, "frames = 4 or as_images is set, but the question shows"),
+  ({"question": "short_clip", "frames": 0}, "question 'short_clip': frames = 0 must be at least 1"),
   ({"question": "short_yes", "at_once": 0}, "at_once = 0 must be at least 1")])
 def test_refusals(folder, prompts, options, message):
   with pytest.raises((ValueError, build.UserError), match=message):
