@@ -31,7 +31,8 @@ PACKAGES = {
 }
 GROUPS = {"rewards": "rewards"}    # argument name of a dict {any name: component} -> where they are looked up
 DEFAULTS = {"optim": "adamw"}      # components that a run has even where nothing names them
-PROVIDED = {"align.algorithms": ("policy", "reward", "group")}  # arguments that the caller gives, so that no config may
+# Arguments that the caller gives, so that no config may.
+PROVIDED = {"align.algorithms": ("policy", "reward", "group", "micro", "seed")}
 
 
 class Options(NamedTuple):
@@ -44,9 +45,11 @@ class Options(NamedTuple):
 OPTIONS = {
   "mesh": Options("align.shard:mesh", ("devices",), True),
   "lora": Options("align.lora:wrap", ("policy",), False),
-  "evaluate": Options("align.evaluate:probe", ("policy", "seed", "mesh"), False),
+  "evaluate": Options("align.evaluate:probe", ("policy", "seed", "mesh", "reward"), False),
+  "guard": Options("align.health:rule", (), True),
 }
-TASKS = {name: f"align.{name}:{name}" for name in ("prepare", "train", "collect", "evaluate", "pipeline")}
+TASKS = {name: f"align.{name}:{name}" for name in ("prepare", "train", "collect", "evaluate", "examine",
+                                                    "pipeline")}
 
 
 class UserError(ValueError):

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align import build, metrics, report, shard, statistics, tree
+from align import build, health, metrics, report, shard, statistics, tree
 from align import data as batches
 from diffusion import folder
 from diffusion.generator import to_uint8
 from diffusion.mesh import BATCH, batch_sharding, places, ways, within
 from rewards.core import Scores
+from rewards.mix import looked
 
 
 class Outcome(NamedTuple):
@@ -97,6 +98,7 @@ def judge(rewards: dict, images, records, *, batch: int, seed: int, mesh) -> dic
   return out
 
 
+@functools.lru_cache(maxsize=32)
 def on_mesh(score, mesh):
   """A reward's jitted `score`, of host arrays whole in every process, with host arrays as its result."""
   program = jax.jit(within(mesh, score))
@@ -115,7 +117,7 @@ def scored(reward, score, view, flat, records, n, rows, batch, seed) -> dict:
   whole = reward.prepare({**texts, **numbers, **ids})
   passed = whole if reward.where == "host" else batches.numeric(whole)[0]
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
-  result = score(view, passed, flat[index].astype(np.float32) / 255, keys)
+  result = score(view, passed, looked(flat[index], None, reward.frames).astype(np.float32) / 255, keys)
   keep = rows.stop - rows.start
   valid = np.asarray(result.valid)[:keep]
   values = {"total": result.total, **result.parts}
@@ -130,27 +132,32 @@ def check_models(rewards: dict, models: dict) -> None:
 
 def load_rewards(rewards: dict, models: dict, seed: int, mesh) -> dict:
   """{name: component} -> {name: (reward, view)}, with the trained weights that models = {name: workdir} points to, on
-  the mesh."""
+  the mesh. Rewards that ask one public model share its parameters."""
   check_models(rewards, models)
-  out = {}
+  out, held = {}, {}
   for name, spec in rewards.items():
     reward = build.build("rewards", spec)
     shapes = jax.eval_shape(reward.init, jax.random.key(seed))
     laid = places(shapes, mesh)
     with build.blame(f"config.models.{name}"):
       found = folder.load(models[name], "reward", like=shapes, place=laid) if name in (models or {}) else (
-        published(spec, shapes, laid))
+        published(spec, shapes, laid, held))
     found, flat = tree.flatten(found), tree.flatten(laid)
     found |= drawn(reward, seed, {leaf: place for leaf, place in flat.items() if leaf not in found})
     out[name] = reward, tree.unflatten({leaf: shard.settled(found[leaf], place) for leaf, place in flat.items()})
   return out
 
 
-def published(spec: dict, shapes: dict, laid: dict) -> dict:
-  """What the public models that a reward's description names hold of its parameters."""
+def published(spec: dict, shapes: dict, laid: dict, held: dict) -> dict:
+  """What the public models that a reward's description names hold of its parameters. held: models that were read."""
+  if spec.get("reward"):
+    return published(spec["reward"], shapes, laid, held)
   if "net" in shapes and spec.get("model"):
-    return folder.load(spec["model"], "reward", like=shapes, place=laid)
-  return {name: published(part, shapes[name], laid[name]) for name, part in (spec.get("rewards") or {}).items()
+    key = spec["model"], str(shapes["net"])  # names, shapes and types
+    if key not in held:
+      held[key] = folder.load(spec["model"], "reward", like=shapes, place=laid)
+    return held[key]
+  return {name: published(part, shapes[name], laid[name], held) for name, part in (spec.get("rewards") or {}).items()
           if name in shapes}
 
 
@@ -163,22 +170,36 @@ def drawn(reward, seed: int, laid: dict) -> dict:
 # --- held-out curves while training -----------------------------------------------------------------------------------
 
 
-def probe(policy, seed: int, mesh, *, every: int, data: dict, rewards: dict, models: dict = None, samples: int = 4,
-          batch: int = 96, steps: int = None, diversity: dict = None, success: str = None, role: str = None,
-          show: int = 8):
-  """(params) -> (scalars, images): a small held-out evaluation with fixed keys, for curves, each `every` updates."""
+def probe(policy, seed: int, mesh, reward=None, *, every: int, data: dict, rewards: dict, models: dict = None,
+          samples: int = 4, batch: int = 96, steps: int = None, diversity: dict = None, success: str = None,
+          role: str = None, show: int = 8, guard: dict = None):
+  """(params) -> (scalars, images): a small held-out evaluation with fixed keys, for curves, each `every` updates.
+
+  Args:
+    reward: what is trained on, scored beside `rewards`. diversity: a component of rewards/diversity.py, among samples
+      whose `success`, "name/part", is above 0.5, or among all.
+    guard: options of health.rule, which looks at the scalars.
+  """
   check_images(policy)
   source, judges = build.build("align.datasets", data), load_rewards(rewards, models, seed, mesh)
   spread = build.build("rewards.diversity", diversity).measure if diversity else None
+  with build.blame("config.evaluate.guard"):
+    trained = health.rule(**(guard or {})).trained
+  if "trained" in judges:
+    raise build.UserError("config.evaluate.rewards.trained: that is what the reward of the run is called; rename it")
 
   def measure(params):
     chosen = role or ("ema" if "ema" in params else "policy")
     images, records = sample_all(policy, tree.view(params, chosen), source, samples=samples, batch=batch, seed=seed,
                                  steps=steps, mesh=mesh, title="evaluating")
     values = judge(judges, images, records, batch=batch, seed=seed, mesh=mesh)
+    if reward and trained == "trained":
+      own = {trained: (reward, params.get("reward", {}))}
+      values[trained] = judge(own, images, records, batch=batch, seed=seed, mesh=mesh)["trained/total"]
     scalars = {f"heldout/{k}": float(np.nanmean(v)) for k, v in values.items()}
+    scalars |= health.spreads(values) | {f"heldout/{k}": v for k, v in health.monitors(images).items()}
     if spread:
-      right = values[success] > 0.5
+      right = values[success] > 0.5 if success else np.ones(images.shape[:2], bool)
       with np.errstate(all="ignore"):
         scalars["heldout/diversity"] = float(np.nanmean(spread(images, [r.get("meta", {}) for r in records], right)))
     return scalars, {"heldout/samples": images[:show].reshape((-1,) + images.shape[2:])}
@@ -222,14 +243,16 @@ def evaluate(workdir: str, *, arms: dict, data: dict, rewards: dict, success: st
   results.update(title=title, targets=judged(results, targets or {}), evaluation_seconds=seconds,
                  scores=means(outcomes), versions=versions())
   results["curves"] = curves or {}
+  results["alarms"] = {name: found for name, model in arms.items() if (found := health.read(model))}
   store_samples(Path(workdir), outcomes, success)
   publish(Path(workdir), Path(workdir), results, {})
   return results
 
 
-def opened(model: str, mesh, made: dict) -> tuple:
-  """(policy, its parameters on the mesh) of a folder. made: policies by description, so that arms share programs."""
-  description = folder.describe(model)
+def opened(model: str, mesh, made: dict, options: dict = None) -> tuple:
+  """(policy, its parameters on the mesh) of a folder. made: policies by description, so that arms share programs.
+  options: of the policy, in place of the folder's own."""
+  description = {**options, "model": model} if options else folder.describe(model)
   key = json.dumps(description, sort_keys=True)
   policy = made.setdefault(key, build.build("align.policies", description))
   shapes = jax.eval_shape(policy.init, jax.random.key(0))

@@ -1,7 +1,7 @@
 """python -m align.main --config=configs/NAME.py --workdir=DIR [--config.any.key=value] [--print | --plan=v5e:4x4]
 
-In a notebook: `main.run(config, workdir)`. Exit codes: 0 done, 2 something for the user to mend, 75 stopped and
-resumable by the same command.
+In a notebook: `main.run(config, workdir)`. Exit codes: 0 done, 2 something for the user to mend, 3 stopped by the
+guard against reward hacking, 75 stopped and resumable by the same command.
 """
 import errno
 import importlib
@@ -31,24 +31,24 @@ FLAGS = {
 SWITCHES = ("print", "quick", "debug", "distributed", "help")
 
 
-def parse(arguments: list) -> tuple[dict, list]:
+def parse(arguments: list, known: dict = FLAGS, switches: tuple = SWITCHES) -> tuple[dict, list]:
   """["--workdir=x", "--config.a=1"] -> ({"workdir": "x"}, [("a", "1")]). Raises UserError on an unknown flag."""
   given, overrides, rest = {}, [], list(arguments)
   while rest:
     name, equals, value = rest.pop(0).partition("=")
     bare = name.removeprefix("--")
-    if name == bare or bare not in (*FLAGS, "help") and not bare.startswith("config."):
-      raise UserError(f"{name} is no flag; flags are {', '.join(FLAGS)} and config.any.key, written --name=value; "
-                      f"correct it{build.nearest(bare, FLAGS)}")
-    if not equals and bare not in SWITCHES:
+    if name == bare or bare not in (*known, "help") and not bare.startswith("config."):
+      raise UserError(f"{name} is no flag; flags are {', '.join(known)} and config.any.key, written --name=value; "
+                      f"correct it{build.nearest(bare, known)}")
+    if not equals and bare not in switches:
       if not rest or rest[0].startswith("--"):
-        raise UserError(f"{name} has no value; it must be {FLAGS.get(bare, 'a value for this option')}; "
+        raise UserError(f"{name} has no value; it must be {known.get(bare, 'a value for this option')}; "
                         f"write {name}=VALUE")
       value = rest.pop(0)
     if bare.startswith("config."):
       overrides.append((bare, value))
     else:
-      given[bare] = value.lower() not in ("false", "0") if bare in SWITCHES else value
+      given[bare] = value.lower() not in ("false", "0") if bare in switches else value
   return given, overrides
 
 
@@ -146,7 +146,7 @@ def main(arguments: list | None = None) -> int:
       raise
     more = "" if isinstance(e, UserError) else f"; {LOST[e.errno]}, then the same command continues"
     print(f"error: {e}{more}", file=sys.stderr)
-    return 2
+    return getattr(e, "code", 2)
 
 
 if __name__ == "__main__":

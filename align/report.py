@@ -32,6 +32,7 @@ def write(workdir: Any, results: dict, *, arms: dict, prompts: Sequence[str], ca
        "differences": {"aligned - base": {"overall": gain, "categories": {name: gain}}},   # statistics.paired
        "diversity_ratio": {"value", "interval", "prompts"},               # primary arm over base, statistics.ratio
        "targets": [{"name": str, "value": float or None, "at_least" or "at_most": float}],    # "met" is added here
+      "alarms": {arm: {"step", "began", "good", "reasons": [sentence], "action"}},           # of health.py
        "stages": [{"name": str, "seconds": float, "peak_memory_bytes": int, "device_memory_bytes"?: int}],
        "primary": arm that the run is about (the last arm if missing), "seed": int, "versions": {name: version}}
     arms: {arm: {"images": uint8 [P n H W C] or clips [P n F H W C], "success": bool [P n] or missing}}, the samples
@@ -68,7 +69,7 @@ def sections(title: str, results: dict, arms: dict, prompts: Sequence[str], cate
   main = primary(results)
   colours = {name: i % 6 for i, name in enumerate([main, *(name for name in names if name != main)])}
   shown = [(i, prompts[i], categories[i]) for i in chosen]
-  parts = [header(title, results, main, prompts, arms), headline(results, main), targets(results),
+  parts = [header(title, results, main, prompts, arms), headline(results, main), alarms(results), targets(results),
            samples(arms, shown, per_prompt), charts_of(curves, colours), by_category(results, main, colours),
            by_arm(results), stages(results), resolved(config), versions(results)]
   return [part for part in parts if part]
@@ -108,6 +109,17 @@ def headline(results: dict, main: str) -> str:
 def card(name: str, value: str, interval: Any, form: Any = None) -> str:
   return (f'<div class="card"><div class="name">{esc(name)}</div><div class="big">{esc(value)}</div>'
           f'<div class="range">{esc(span(interval, form or number))}</div></div>')
+
+
+def alarms(results: dict) -> str:
+  """Runs whose held-out samples say that the reward is being hacked."""
+  rows = [[esc(name), esc("; ".join(found["reasons"])), str(found["began"]), str(found["step"]), str(found["good"]),
+           esc(found["action"])] for name, found in (results.get("alarms") or {}).items()]
+  if not rows:
+    return ""
+  head = ["", "what was seen", "since step", "alarm", "last good step", "action"]
+  return page.section("Alarms", "These runs probably learned what the reward pays for, and not what was meant.",
+                      page.table(head, rows))
 
 
 def targets(results: dict) -> str:

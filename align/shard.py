@@ -89,6 +89,8 @@ def put(tree: Any, shardings: Any) -> Any:
 
 
 def place(x: Any, sharding: Any) -> Any:
+  if isinstance(x, jax.Array) and x.is_fully_addressable and not sharding.is_fully_addressable:
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])  # the same in every process
   if isinstance(x, jax.Array):
     return jax.device_put(x, sharding, may_alias=False)
   x = np.array(x)  # a copy: on the CPU device_put may share memory with what it is handed, also if asked not to

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from align import build, checkpoint, guard, metrics, shard, tree
+from align import build, checkpoint, guard, health, metrics, shard, tree
 from align import calibrate as calibration
+from align import chunks as chunking
 from align import data as batches
 from align import evaluate as evaluation
 from align import lora as adapters
@@ -24,7 +25,7 @@ from align.core import State
 from align.update import decisions_of, divides, followed, make_train_step
 from diffusion import folder, hub, vlm
 from diffusion.convert import adapters as public_adapters
-from diffusion.mesh import within
+from diffusion.mesh import batch_sharding, within
 
 # --- an experience ---------------------------------------------------------------------------------------------------
 
@@ -37,10 +38,14 @@ class Compiled(NamedTuple):
   select: Any
   update: Any
   follow: Any
+  cut: Any            # (arrays and keys, chunk) -> those of a chunk
+  whole: Any          # (what was made of every chunk) -> the experience's
+  shape: tuple        # (samples of a prompt, chunks of an experience)
 
 
-def compile_(parts: Parts, where: Place, micro: int, state: State) -> Compiled:
-  """Every program of the run, each compiled once at its first call: what it returns lies where the state lies now."""
+def compile_(parts: Parts, where: Place, micro: int, state: State, group: int, pieces: int) -> Compiled:
+  """Every program of the run, each compiled once at its first call: what it returns lies where the state lies now.
+  group, pieces: samples of a prompt, chunks of an experience."""
   laid = jax.tree.map(lambda a: a.sharding, state)
   program = lambda function, **options: jax.jit(within(parts.mesh, function), **options)
   policy, reward, method = parts.policy, parts.reward, parts.algorithm
@@ -59,15 +64,18 @@ def compile_(parts: Parts, where: Place, micro: int, state: State) -> Compiled:
   def follow(state):
     return state._replace(params=followed(state.params, method.follow, "experience", state.step))
 
-  score = None
+  score, looked = None, reward.frames if reward else None
   if reward:
     plain = lambda params, batch, media, keys: reward.score(params.get("reward", {}), batch, media, keys)
     score = plain if reward.where == "host" else program(plain)
-  decode = program(lambda params, x: policy.decode(tree.view(params, "policy"), x, None)) if policy else None
+  decode = program(lambda params, x: policy.decode(tree.view(params, "policy"), x, looked)) if policy else None
   return Compiled(program(embed), method.rollout and program(method.rollout), decode, score,
                   program(select, out_shardings=(laid.memory, None)),
                   program(update, donate_argnums=0, out_shardings=(laid, None)),
-                  program(follow, donate_argnums=0, out_shardings=laid))
+                  program(follow, donate_argnums=0, out_shardings=laid),
+                  program(lambda tree, j: chunking.cut(tree, group, pieces, j),
+                          out_shardings=batch_sharding(parts.mesh)),
+                  program(lambda made: chunking.whole(made, group)), (group, pieces))
 
 
 def prepared(parts: Parts, batch: dict, experience: int = 0) -> tuple[dict, dict]:
@@ -87,16 +95,38 @@ def gather(parts: Parts, do: Compiled, state: State, frozen: dict, batch: dict, 
   arrays = do.embed(params, arrays, keys)
   rollout = scores = None
   if do.rollout:
-    rollout = do.rollout(params, arrays, keys)
-    media = do.decode(params, rollout.output)
-    scores = scored(parts, do, params, host, arrays, media, keys, step)
+    rollout, scores = judged(parts, do, params, host, arrays, keys, step)
+    if parts.reward.where == "host":
+      scores = shard.put_batch(jax.tree.map(np.asarray, scores), parts.mesh)
     if not bool(scores.valid.any()):
       return None, {"valid": 0.0}
   return do.select(state, frozen, rollout, scores, arrays, key)
 
 
+def judged(parts: Parts, do: Compiled, params, host, arrays, keys, step):
+  """(rollout, scores) of an experience. In chunks, where there are several: while one is judged the next is sampled."""
+  group, count = do.shape
+
+  def sample(j):
+    part, own = do.cut((arrays, keys), j) if count > 1 else (arrays, keys)
+    rollout = do.rollout(params, part, own)
+    return rollout, do.decode(params, rollout.output), part, own
+
+  def judge(j, made):
+    _, media, part, own = made
+    said = chunking.of_host(host, group, count, j) if count > 1 else host
+    return scored(parts, do, params, said, part, media, own, step)
+
+  if count == 1:
+    made = sample(0)
+    return made[0], judge(0, made)
+  made = chunking.overlapped(count, sample, judge)
+  rollouts, scores = [out[0] for out, _ in made], [said for _, said in made]
+  return do.whole(rollouts), chunking.whole(scores, group) if parts.reward.where == "host" else do.whole(scores)
+
+
 def scored(parts: Parts, do: Compiled, params, host, arrays, media, keys, step):
-  """Scores of decoded media, on the device or on the host, where each process scores the samples it holds."""
+  """Scores of decoded media, on the device, or on the host of the samples that this process holds."""
   with build.blame("config.reward with config.data"):
     if parts.reward.where != "host":
       scores = do.score(params, arrays, media, keys)
@@ -106,8 +136,7 @@ def scored(parts: Parts, do: Compiled, params, host, arrays, media, keys, step):
       scores = do.score(params, {**mine, **host}, shard.local(media), own)
   if guard.fault("reward", step):
     scores = scores._replace(total=scores.total * np.nan)
-  scores = guard.check_scores(scores)[0]
-  return scores if parts.reward.where != "host" else shard.put_batch(jax.tree.map(np.asarray, scores), parts.mesh)
+  return guard.check_scores(scores)[0]
 
 
 # --- the run ---------------------------------------------------------------------------------------------------------
@@ -132,7 +161,7 @@ def train(workdir: str, *, steps: int, data: dict, algorithm: dict, policy: dict
           optim: dict = None, batch: int = 8, group: int = 1, micro: int = 1, drop: float = 0.0,
           trained: str = "^policy/", lora: dict = None, start: dict = None, seed: int = 0, mesh: dict = None,
           log_every: int = 10, save_every: int = 500, keep: int = 2, evaluate: dict = None, patience: int = 5,
-          failed: float = 0.1, calibrate: int = 256, export: str = None, model: str = None) -> dict:
+          failed: float = 0.1, calibrate: int = 256, chunks: int = None, export: str = None, model: str = None) -> dict:
   """Runs `steps` updates and exports the result; called again with the same workdir it continues.
 
   Args:
@@ -142,14 +171,16 @@ def train(workdir: str, *, steps: int, data: dict, algorithm: dict, policy: dict
     lora: None, or options of align.lora.wrap. start: weights to begin from, {role: workdir, folder or shipped name}.
     evaluate: None, or {"every": updates, ...options of evaluate.probe}. patience: non-finite updates in a row that
       stop the run. failed: share of samples whose reward may fail. calibrate: samples of the base that set a reward's
-      statistics, where it asks for some (mixtures with normalise "frozen"). export: the role that is exported, by
-      default `ema` where there is one. model: the folder of a public policy, in place of config.policy.model.
+      statistics, where it asks for some (mixtures with normalise "frozen"). chunks: pieces of whole prompts that an
+      experience is sampled in, one while the reward judges the one before; None: as many as the reward wishes.
+    export: the role that is exported, by default `ema` where there is one. model: the folder of a public policy, in
+      place of config.policy.model.
   """
   workdir, evaluate, policy = Path(workdir), dict(evaluate or {}), of_model(policy, model)
   if policy and policy.get("model"):
     check_model(policy, lora)  # before data are prepared, which can take hours
   parts = assemble(seed, policy, lora, algorithm, reward, data, optim or {"name": "adamw"}, mesh or {}, evaluate, steps,
-                   group)
+                   group, micro)
   where = place(parts, trained)
   stream = batches.batches(parts.source, batch, group=group, seed=seed, drop=drop)
   roles = begin(parts, where, seed, {**begun(where, policy, reward), **(start or {})})
@@ -161,11 +192,14 @@ def train(workdir: str, *, steps: int, data: dict, algorithm: dict, policy: dict
   saved = checkpoint.open_(workdir, keep=keep)
   state = resume(saved, parts, stream, moving, frozen, where)
   check_micro(parts, state.memory, micro)
-  do = compile_(parts, where, micro, state)
+  pieces = chunking.count(parts.reward, chunks, batch, group, parts.mesh) if parts.algorithm.rollout else 1
+  do = compile_(parts, where, micro, state, group, pieces)
   first = int(state.step)
   writer, progress = metrics.writer(workdir, resume_step=first), metrics.Progress(steps, initial=first)
+  rule = health.rule(**(evaluate.get("guard") or {}))
+  looking = health.open_(workdir, first, rule) if evaluate.get("every") else None
   watch = Watch(writer, guard.NonFinite(patience), guard.FailedScores(failed), progress, saved, log_every, save_every,
-                evaluate.get("every", 0))
+                evaluate.get("every", 0), looking)
   try:
     with guard.signals():
       state = loop(parts, do, stream, state, frozen, watch, jax.random.key(seed), steps)
@@ -174,6 +208,7 @@ def train(workdir: str, *, steps: int, data: dict, algorithm: dict, policy: dict
     progress.close()
     writer.close()
     saved.close()
+    health.close(looking)
     list_skipped(workdir, parts.source, stream.skipped())
   return {"steps": int(state.step), "skipped_records": stream.skipped()}
 
@@ -255,15 +290,17 @@ class Watch(NamedTuple):
   log_every: int
   save_every: int
   every: int          # updates between held-out evaluations, 0 for none
+  health: Any         # health.Guard, None without evaluations
 
 
 def loop(parts: Parts, do: Compiled, stream, state: State, frozen: dict, watch: Watch, root, steps: int) -> State:
   """Experiences and their updates until `steps`. An update's metrics are read after the next one was dispatched."""
   updates, step, pending = parts.algorithm.updates, int(state.step), None
   last = step
-  if watch.every and step == 0:
-    report(parts, watch, state, frozen, 0)
-  while step < steps:
+  if missing(watch, step):
+    report(parts, watch, state, frozen, step)
+  ended = health.ends(watch.health)
+  while step < steps and not ended:
     inside = step % updates
     key = jax.random.fold_in(root, step // updates)
     if inside == 0:
@@ -293,7 +330,25 @@ def loop(parts: Parts, do: Compiled, stream, state: State, frozen: dict, watch: 
       raise guard.Stopped(step)
     if watch.every and step % watch.every == 0:
       report(parts, watch, state, frozen, step)
-  return state
+      ended = health.ends(watch.health)
+  return concluded(watch, state, pending, stream)
+
+
+def missing(watch: Watch, step: int) -> bool:
+  """Whether the evaluation is still due of the step that a run begins or goes on at: a stop does not wait for it."""
+  return bool(watch.every) and step % watch.every == 0 and step not in (row["step"] for row in watch.health.rows)
+
+
+def concluded(watch: Watch, state: State, pending, stream) -> State:
+  """The state that a run leaves; where the guard ended it, saved as it was, and then what the guard says."""
+  found = health.ends(watch.health)
+  if found is None:
+    return state
+  settle(watch, pending)
+  watch.writer.flush()
+  if int(state.step) not in watch.saved.steps():
+    watch.saved.save(int(state.step), state, {"stream": stream.state()}, final=True)
+  return state._replace(params=health.end(watch.health, found, state.params))
 
 
 def read(out: dict, prefix: str) -> dict:
@@ -316,8 +371,10 @@ def settle(watch: Watch, pending) -> None:
 
 
 def report(parts: Parts, watch: Watch, state: State, frozen: dict, step: int) -> None:
+  """One evaluation on held-out prompts."""
   scalars, images = parts.measure(tree.merge(frozen, state.params))
-  watch.writer.write_scalars(step, scalars)
+  alarmed = health.see(watch.health, step, scalars, state.params)
+  watch.writer.write_scalars(step, {**scalars, "guard/alarm": alarmed})
   watch.writer.write_images(step, images)
   watch.writer.flush()
 

@@ -13,6 +13,9 @@ type. Optional keys:
   "groups"  {TITLE: [RUN, ...]}: the table has a row a group, means over its runs with t-intervals
   "test"    {"column": TITLE, "least": 0.03}: that column's mean against 0 in every group, a t-test over runs; p-values
             are Holm's over all groups, and what is below .05 with a mean of at least `least` is marked
+  "traces"  {RUN: [STAGE, ...]}: in place of results.json the record keeps what the held-out evaluations of these stages
+            found, and their alarm (align/health.py), so that its rule can be asked again
+  "alarms"  {TITLE: [[RUN, STAGE], ...]}: the table counts alarms, with Clopper-Pearson intervals
 """
 import argparse
 import contextlib
@@ -21,8 +24,10 @@ import json
 import math
 import os
 import platform
+import re
 import runpy
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -31,8 +36,8 @@ from pathlib import Path
 from scipy import stats
 
 RESUMABLE = 75  # exit code of a run that saved and stopped
-KEPT = ("arms", "differences", "diversity_ratio", "scores", "targets", "prompts", "samples", "seed", "success",
-        "versions")
+KEPT = ("arms", "alarms", "traces", "differences", "diversity_ratio", "scores", "targets", "prompts", "samples", "seed",
+        "success", "versions")
 
 
 def load(path: str) -> dict:
@@ -134,6 +139,7 @@ def run(sweep: dict, workdir: Path, records: Path, make=command, jobs: int = 1) 
   After a run that was stopped none is started. `make` makes a run's command. With several jobs each has its share of
   the cores and writes its output to WORKDIR/NAME.log; of runs that share a stage the first ends before others start."""
   runs, share, running, seats, failed, told = sweep["runs"], sweep.get("share", {}), {}, {}, {}, 0
+  traces = sweep.get("traces", {})
   places, done = lambda names: {place for n in names for place in share.get(n, {}).values()}, set()
   waiting = [name for name, overrides in runs.items() if recorded(records, name, overrides) is None]
   with listening() as asked:
@@ -156,7 +162,8 @@ def run(sweep: dict, workdir: Path, records: Path, make=command, jobs: int = 1) 
         for name in [name for name, child in running.items() if child.poll() is not None]:
           code = running.pop(name).returncode
           seats.pop(name)
-          failed[name] = RESUMABLE if code and asked else code or keep(workdir, records, name, runs[name])
+          failed[name] = RESUMABLE if code and asked else code or keep(workdir, records, name, runs[name],
+                                                                      traces.get(name))
           done |= set() if failed[name] else places([name])
           if failed[name]:
             note(workdir, f"{name} ended with exit code {code or failed[name]}")
@@ -192,17 +199,37 @@ def start(arguments: list, log: Path | None, where: set) -> subprocess.Popen:
   return child
 
 
-def keep(workdir: Path, records: Path, name: str, overrides: dict) -> int:
-  """Writes the record of a run that ended well; 1 where it left no results that can be read."""
+def keep(workdir: Path, records: Path, name: str, overrides: dict, stages: list | None = None) -> int:
+  """Writes the record of a run that ended well; 1 where it left no results that can be read. stages: those whose
+  traces are the results."""
   path = workdir / name / "results.json"
   try:
-    results = json.loads(path.read_text())
+    results = traced(workdir / name, stages) if stages else json.loads(path.read_text())
   except (OSError, ValueError) as error:
-    note(workdir, f"{name}: no results in {str(path)!r} ({error}); the config must end in an evaluation, correct it")
+    missing = f"the stages {', '.join(stages)} must evaluate" if stages else "the config must end in an evaluation"
+    note(workdir, f"{name}: no results in {str(path)!r} ({error}); {missing}, correct it")
     return 1
   config = workdir / name / "config.json"
   write(records / f"{name}.json", record(results, overrides, config.read_text() if config.is_file() else ""))
   return 0
+
+
+def traced(workdir: Path, stages: list) -> dict:
+  """{"traces": {stage: {"alarm", "columns": {metric: [evaluations]}}}, "stages": costs} of the training runs in a
+  workdir: totals of scores, without their parts, and monitors."""
+  short = lambda value: float(f"{value:.5g}") if isinstance(value, float) else value
+  traces, costs = {}, []
+  for stage in stages:
+    rows = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
+    held = [row for row in rows if any(k.startswith("heldout/") for k in row)]
+    if not held:
+      raise ValueError(f"{stage} has no held-out evaluation")
+    names = [name for name in held[0] if re.search(r"^(step|guard/alarm|(heldout|guard/std)/([^/]+|.*/total))$", name)]
+    alarm = workdir / stage / "alarm.json"
+    traces[stage] = {"alarm": json.loads(alarm.read_text()) if alarm.is_file() else None,
+                     "columns": {name: [short(row.get(name)) for row in held] for name in names}}
+    costs.append({"name": stage, **json.loads((workdir / stage / "stage.json").read_text())})
+  return {"traces": traces, "stages": costs}
 
 
 def note(workdir: Path, text: str) -> None:
@@ -249,7 +276,8 @@ def table(sweep: dict, records: Path) -> str:
   """Markdown: a row a run and the mean over runs with its t-interval, or a row a group."""
   every = {name: recorded(records, name, overrides) for name, overrides in sweep["runs"].items()}
   found = {name: one for name, one in every.items() if one is not None}
-  lines = by_group(sweep, found) if "groups" in sweep else by_run(sweep, found)
+  form = by_alarm if "alarms" in sweep else by_group if "groups" in sweep else by_run
+  lines = form(sweep, found)
   missing = [name for name in sweep["runs"] if name not in found]
   return "\n".join("| " + " | ".join(line) + " |" for line in lines) + (
     f"\n\nNot run yet: {', '.join(missing)}." if missing else "")
@@ -276,6 +304,24 @@ def by_group(sweep: dict, found: dict) -> list:
       row.append("–" if p is None else f"{p:.3g}" + " *" * (p < 0.05 and mean >= test["least"]))
   extra = [f"Holm p of {test['column']}"] if test else []
   return [["", "runs", *titles, *extra], ["---"] * (2 + len(titles) + len(extra)), *rows.values()]
+
+
+def by_alarm(sweep: dict, found: dict) -> list:
+  rows = [["", "runs", "alarms", "share and its 95 % interval", "median step"], ["---"] * 5]
+  for title, places in sweep["alarms"].items():
+    some = [found[run]["traces"][stage]["alarm"] for run, stage in places if run in found]
+    at = sorted(alarm["step"] for alarm in some if alarm)
+    middle = f"{statistics.median(at):g}" if at else "–"
+    rows.append([title, str(len(some)), str(len(at)), proportion(len(at), len(some)), middle])
+  return rows
+
+
+def proportion(count: int, total: int) -> str:
+  """count / total with its Clopper-Pearson interval (1934)."""
+  if not total:
+    return "–"
+  low, high = stats.binomtest(count, total).proportion_ci(0.95, "exact")
+  return f"{count / total:.3f} ({low:.3f} to {high:.3f})"
 
 
 def column(sweep: dict, found: dict, title: str) -> list:

@@ -221,3 +221,49 @@ def test_the_shipped_sweep_fixes_its_seeds():
   found = sweep.load("configs/sweeps/quickstart.py")
   assert [r["config.seed"] for r in found["runs"].values()] == [0, 1, 2, 3, 4]
   assert sweep.command(found["config"], "w", found["runs"]["seed3"])[-1] == "--config.seed=3"
+
+
+# --- alarms ---------------------------------------------------------------------------------------------------------
+
+TRAIN = """
+import json, pathlib, sys
+me = pathlib.Path(sys.argv[1])
+for stage, alarm in (("clean", None), ("exploited", {"step": int(sys.argv[2])})):
+  (me / stage).mkdir(parents=True)
+  (me / stage / "stage.json").write_text(json.dumps({"seconds": 3.0, "done": True, "peak_memory_bytes": 5}))
+  rows = [{"step": step, "time": 1.5, "heldout/a": 1 / 3, "heldout/b/total": 1.0, "heldout/b/part": 1.0,
+           "guard/std/b/total": 2.0, "guard/std/b/part": 2.0, "guard/alarm": 0.0} for step in (0, 4)]
+  rows.insert(1, {"step": 1, "train/loss": 1.0})
+  (me / stage / "metrics.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
+  if alarm:
+    (me / stage / "alarm.json").write_text(json.dumps(alarm))
+"""
+
+
+def alarming(runs):
+  return {**made(runs), "traces": {n: ["clean", "exploited"] for n in runs},
+          "alarms": {kind: [[n, kind] for n in (*runs, "later")] for kind in ("clean", "exploited")}}
+
+
+def test_traces_are_recorded_and_alarms_are_counted(tmp_path):
+  make = lambda config, workdir, overrides: [sys.executable, "-c", TRAIN, str(workdir), str(workdir.name[1])]
+  counted = alarming(("s1", "s4", "s5"))
+  assert sweep.run(counted, tmp_path / "w", tmp_path / "r", make) == {}
+  kept = json.loads((tmp_path / "r/s4.json").read_text())
+  columns = {"step": [0, 4], "heldout/a": [0.33333] * 2, "heldout/b/total": [1.0] * 2, "guard/std/b/total": [2.0] * 2,
+             "guard/alarm": [0.0] * 2}
+  assert kept["traces"] == {stage: {"alarm": alarm, "columns": columns}
+                            for stage, alarm in (("clean", None), ("exploited", {"step": 4}))}
+  assert kept["seconds"] == 6.0 and kept["peak_memory_bytes"] == 5 and "done" not in json.dumps(kept)
+  lines = sweep.table(counted, tmp_path / "r").splitlines()
+  # Clopper-Pearson: 0 of 3 is below 1 - .025^(1/3) = .708, 3 of 3 above .292
+  assert lines[2] == "| clean | 3 | 0 | 0.000 (0.000 to 0.708) | – |"
+  assert lines[3] == "| exploited | 3 | 3 | 1.000 (0.292 to 1.000) | 4 |"
+  assert sweep.proportion(0, 0) == "–" and sweep.proportion(38, 40) == "0.950 (0.831 to 0.994)"
+
+
+def test_a_run_that_left_no_traces_is_in_the_log(tmp_path):
+  bare = lambda config, workdir, overrides: [sys.executable, "-c", ""]
+  assert sweep.run(alarming(("s1",)), tmp_path / "w", tmp_path / "r", bare) == {"s1": 1}
+  assert "s1: no results" in (log := (tmp_path / "w/sweep.log").read_text())
+  assert "the stages clean, exploited must evaluate" in log and not (tmp_path / "r/s1.json").exists()
