@@ -24,5 +24,5 @@ def get_config(how: str = "lora"):
   config.algorithm.ema = 0.9
   config.optim.lr = 3e-4 if how == "lora" else 1e-5
   if how == "lora":
-    config.lora.targets = r"^net/.*(x|c)_(qkv/(q|k|v)|out)/kernel$"  # attention, but not SD3.5's second one
+    config.lora.targets = common.MMDIT
   return config

@@ -16,20 +16,26 @@ from diffusion import generator, sample
 from diffusion.core import expand, fold, mean_elements, normal
 from diffusion.process import shifted
 
-LAWS = ("uniform", "logit_normal")
+LAWS = ("uniform", "logit_normal", "levels")
 
 
-def law_of_t(name: str, mean: float, std: float, shift: float):
-  """(keys) -> t [B]: uniform on (0, 1), or sigmoid of a normal (2403.03206), then shifted towards 1."""
-  def draw(keys):
-    u = jax.vmap(lambda k: jax.random.uniform(k, minval=1e-3) if name == "uniform"
-                 else jax.nn.sigmoid(mean + std * jax.random.normal(k)))(keys)
-    return shifted(u, shift)
+def law_of_t(name: str, mean: float, std: float, shift: float, levels: tuple = ()):
+  """(keys) -> t [B]: uniform on (0, 1), sigmoid of a normal (2403.03206), or one of `levels`; shifted towards 1."""
+  def one(key):
+    if name == "levels":
+      return jax.random.choice(key, jnp.asarray(levels, jnp.float32))
+    return (jax.random.uniform(key, minval=1e-3) if name == "uniform" else
+            jax.nn.sigmoid(mean + std * jax.random.normal(key)))
+
+  draw = lambda keys: shifted(jax.vmap(one)(keys), shift)
   if name not in LAWS:
     raise ValueError(f"policy: law = {name!r} is not one of {', '.join(LAWS)}; choose one of them")
   for option, value in (("law_std", std), ("law_shift", shift)):
     if value <= 0:
       raise ValueError(f"policy: {option} = {value} must be positive; 1 is the plain law")
+  if bool(levels) != (name == "levels") or not all(0 < t <= 1 for t in levels):
+    raise ValueError(f"policy: law_levels = {tuple(levels)} with law = {name!r} must be noise levels in (0, 1] for the "
+                     "law 'levels', and () for others; a network of four steps has (0.25, 0.5, 0.75, 1.0)")
   return draw
 
 
@@ -44,10 +50,11 @@ def check_shape(name: str, batch: dict, shape: tuple) -> None:
 
 def make(net: Any, text: Any, process: Any, kernel: str = "ode", tokens: str = "words", length: int = 16,
          size: int = 16, channels: int = 3, steps: int = 10, eta: float = 0.0, guidance: float = 1.0,
-         law: str = "logit_normal", law_mean: float = 0.0, law_std: float = 1.0, law_shift: float = 1.0) -> Policy:
+         law: str = "logit_normal", law_mean: float = 0.0, law_std: float = 1.0, law_shift: float = 1.0,
+         law_levels: tuple[float, ...] = ()) -> Policy:
   """The options up to `guidance` are generator.make's; `law*` is the law of t in log_prob."""
   g = generator.make(net, text, process, kernel, tokens, length, size, channels, steps, eta, guidance)
-  return over(g, law_of_t(law, law_mean, law_std, law_shift))
+  return over(g, law_of_t(law, law_mean, law_std, law_shift, law_levels))
 
 
 def over(g: generator.Generator, draw_t: Callable) -> Policy:

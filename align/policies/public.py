@@ -24,12 +24,12 @@ def make(model: str = "sd15", size: int = None, steps: int = None, guidance: flo
          eta: float = None, negative: str = None, scheduler: str = None, frozen: bool = True, cache: str = None,
          tiled: bool = False, dtype: str = "float32", remat: bool | str = False, law: str = "uniform",
          law_mean: float = 0.0, law_std: float = 1.0, law_shift: float = 1.0, clip_skip: int = 0,
-         param_dtype: str = "float32") -> Policy:
+         param_dtype: str = "float32", law_levels: tuple[float, ...] = ()) -> Policy:
   """model: a folder; or a shipped description, of which there are shapes alone. dtype: what networks compute in; the
   autoencoder stays float32. remat: see layers.remat. law*: of t in log_prob, uniform for SD1.5 to SDXL, "logit_normal"
-  for flows. clip_skip: as in hub.open_. param_dtype: what parameters are held in that are not trained, bfloat16 for
-  half of their memory; trained ones and the autoencoder are float32. The rest, None for the folder's own, as in
-  diffusion/public.py's build."""
+  for flows, "levels" for networks of few steps. clip_skip: as in hub.open_. param_dtype: what parameters are held in
+  that are not trained, bfloat16 for half of their memory; trained ones and the autoencoder are float32. The rest, None
+  for the folder's own, as in diffusion/public.py's build."""
   opened = hub.open_(model, dtype=dtype, remat=remat, clip_skip=clip_skip)
   made = public.build(opened, size=size, steps=steps, guidance=guidance, kernel=kernel, eta=eta, negative=negative,
                       scheduler=scheduler, frozen=frozen, cache=cache, tiled=tiled)
@@ -39,5 +39,5 @@ def make(model: str = "sd15", size: int = None, steps: int = None, guidance: flo
     as_held = lambda role, tree: tree if role == "vae" else jax.tree.map(lambda a: a.astype(param_dtype), tree)
     return {role: as_held(role, tree) for role, tree in made.init(key).items()}
 
-  policy = diffusion.over(made, diffusion.law_of_t(law, law_mean, law_std, law_shift))
+  policy = diffusion.over(made, diffusion.law_of_t(law, law_mean, law_std, law_shift, law_levels))
   return policy._replace(init=init, still="vae/|text" if frozen else "vae/")
