@@ -19,7 +19,8 @@ def run(config: dict, workdir: str) -> dict:
 
 
 def pipeline(workdir: str, *, runs: dict, seed: int = 0, title: str = "Pipeline") -> dict:
-  """Runs what is not done yet, in order, each in WORKDIR/NAME; the last evaluation becomes WORKDIR/report.html.
+  """Runs what is not done yet, in order, each in WORKDIR/NAME; the last evaluation becomes WORKDIR/report.html, and the
+  last examination WORKDIR/results.json.
 
   `seed` is every run's seed unless that run's config sets one.
   """
@@ -38,7 +39,9 @@ def pipeline(workdir: str, *, runs: dict, seed: int = 0, title: str = "Pipeline"
       timed(log, spec, str(workdir / name))
   stages = [{"name": name, **{k: v for k, v in stage(workdir / name / "stage.json").items() if k != "done"}}
             for name in configs]
-  last = [name for name, spec in configs.items() if spec.get("task") == "evaluate"]
+  last = [name for name, spec in configs.items() if spec.get("task") in ("evaluate", "examine")]
+  if last and configs[last[-1]]["task"] == "examine":
+    return passed(workdir, last[-1], stages, title, seed)
   return publish(workdir, last[-1] if last else None, stages, title, seed)
 
 
@@ -126,4 +129,12 @@ def publish(workdir: Path, evaluation: str | None, stages: list, title: str, see
   results = {**evaluate.read(workdir / evaluation), "stages": stages, "title": title, "seed": seed}
   path = evaluate.publish(workdir / evaluation, workdir, results, config)
   print(f"report: {path}", flush=True)
+  return results
+
+
+def passed(workdir: Path, examination: str, stages: list, title: str, seed: int) -> dict:
+  """WORKDIR/results.json from the last examination and the stages' costs."""
+  results = json.loads((workdir / examination / "results.json").read_text())
+  results |= {"stages": stages, "title": title, "seed": seed}
+  (workdir / "results.json").write_text(json.dumps(results, indent=1))
   return results

@@ -29,7 +29,7 @@ def scenes(size: int = 16, count: int = 20_000, categories: tuple[str, ...] | No
                            colors=colors, most=most)
 
 
-def judge(width: int = 128, depth: int = 4, tower: int = 3, heads: int = 4) -> Callable:
+def judge(width: int = 128, depth: int = 4, tower: int = 3, heads: int = 4, patch: int = 8, merge: int = 1) -> Callable:
   """A small vision-language model with random weights, whose words are those of datasets/scenes_questions.py."""
   return functools.partial(vlm_small.write, words=tuple(scenes_questions.texts()), width=width, depth=depth,
-                           tower=tower, heads=heads)
+                           tower=tower, heads=heads, patch=patch, merge=merge)

@@ -42,6 +42,16 @@ def until_stop(tokens, stop):
   return (stopped == 0).astype(jnp.float32)
 
 
+def spoken(tokens, stop):
+  """(ids, mask) [B L] of answers that others interrupt: a token t below 0 is told, stands for ~t, and is read without
+  being learned; what comes after a stop counts for nothing until something is told. Without such tokens, `until_stop`.
+  """
+  told = tokens < 0
+  before = jnp.cumsum(stops(tokens, stop), 1) - stops(tokens, stop)
+  since = before - jax.lax.cummax(jnp.where(told, before, 0), 1)
+  return jnp.where(told, ~tokens, tokens), ((since == 0) & ~told).astype(jnp.float32)
+
+
 def stops(tokens, stop):
   return jnp.isin(tokens, jnp.atleast_1d(jnp.asarray(stop, jnp.int32))).astype(jnp.int32)
 
@@ -190,16 +200,33 @@ def score(net, params, prompt: Prompt, tokens, mask=None, temperature=1.0):
   mask: [B L], 0 where a log-probability is not wanted and is 0, such as after the stop token; None: all are.
   temperature: a number or [B]. Differentiable in params and in the prompt's prefix.
   """
+  return scored(net, params, *behind(net, params, prompt, tokens), tokens, mask, temperature)
+
+
+def behind(net, params, prompt: Prompt, tokens):
+  """(hidden [B N+P+L width], seen [B N+P]): states of a prompt and of given answers, and what of the prompt is seen."""
   before, prefix, seen = laid(prompt)
   whole = tokens if before is None else jnp.concatenate([before, tokens], 1)
   columns = jnp.concatenate([seen, jnp.ones(tokens.shape, bool)], 1)
   hidden, _ = net.apply({"params": params}, whole, prefix, columns, None, onward(prompt, seen, tokens.shape[1]))
+  return hidden, seen
+
+
+def scored(net, params, hidden, seen, tokens, mask=None, temperature=1.0):
+  """What `score` returns, from what `behind` did."""
   states = hidden[:, seen.shape[1]:]
   read = jnp.concatenate([last(hidden[:, :seen.shape[1]], seen)[:, None], states[:, :-1]], 1)
   logits = net.apply({"params": params}, read, method="logits")
   temperature = jnp.asarray(temperature, jnp.float32)
   found = log_probs(logits, tokens, temperature[:, None] if temperature.ndim else temperature)
   return (found if mask is None else jnp.where(mask > 0, found, 0.0)), states
+
+
+def named(net, params, hidden, words):
+  """[B] float32: ln p of words [B P W], -1 for none, each read where its column [B P width] of a prompt stands."""
+  log_p = jax.nn.log_softmax(net.apply({"params": params}, hidden, method="logits").astype(jnp.float32))
+  found = jnp.take_along_axis(log_p, jnp.maximum(words, 0), -1)
+  return jnp.where(words >= 0, found, 0.0).sum((1, 2))
 
 
 def check(length: int, temperature: float, top_p: float) -> None:

@@ -7,11 +7,12 @@ record's meta names the format ("question", "" for plain words) and says what th
 `format` is 1 where the answer can be read, `accuracy` where it is the truth, exactly; the paper adds both. An answer
 that does not come to its end is neither. Left out: partial credit for a score that is nearly right.
 """
+import functools
 from pathlib import Path
 
 import numpy as np
 
-from diffusion import chat
+from diffusion import chat, vlm
 from rewards import judging
 from rewards.core import Reward, Scores
 from rewards.judging import answers, formats, questions
@@ -27,8 +28,7 @@ def make(model: str, prompts: str = None, format: float = 1.0, accuracy: float =
   if min(format, accuracy) < 0 or not 0 < format + accuracy < np.inf:
     raise ValueError(f"verdict: format = {format} and accuracy = {accuracy} must be weights of 0 or more with a "
                      "positive sum; change them")
-  talk = chat.load(model, None, None)
-  known = {**questions.published(FILE, formats.TABLE), **formats.known(prompts)}
+  talk, known = opened(model, prompts)
 
   def score(view, batch, media, keys):
     metas = batch.get("meta") or []
@@ -40,6 +40,13 @@ def make(model: str, prompts: str = None, format: float = 1.0, accuracy: float =
     return Scores(total, {"format": found[:, 0], "accuracy": found[:, 1]}, np.ones(len(media), bool))
 
   return Reward(lambda key: {}, lambda batch: batch, score, "host", None)
+
+
+@functools.cache
+def opened(model: str, prompts: str = None) -> tuple[chat.Chat, dict]:
+  """(the tokenizer, {name: Question}) of the options of `make`."""
+  known = {**questions.published(FILE, formats.TABLE), **formats.known(prompts)}
+  return chat.load(vlm.at(model) or model, None, None), known
 
 
 def said(talk: chat.Chat, ids: np.ndarray) -> str | None:

@@ -6,19 +6,30 @@ import pytest
 from PIL import Image
 
 from align import main
+from configs import judge_scenes
+from launch import sweep
 from rewards import judge
 
-SMALL = ["model.dataset.width=16", "model.dataset.depth=1", "model.dataset.tower=1", "model.dataset.heads=2",
-         *(f"{run}.{option}" for run in ("look", "judge", "verdict")
-           for option in ("steps=2", "batch=8", "data.size=16", "data.count=64", "log_every=1")),
-         "look.optim.warmup_steps=1", "judge.optim.warmup_steps=1", "verdict.group=2", "verdict.batch=4"]
+BASE = ["model.dataset.width=16", "model.dataset.depth=1", "model.dataset.tower=1", "model.dataset.heads=2",
+        "see.data.cells=2", "ask.data.cells=2",
+        *(f"{run}.{option}" for run in ("see", "look", "match", "ask")
+          for option in ("steps=2", "batch=8", "data.size=16", "data.count=64", "optim.warmup_steps=1", "log_every=1"))]
+JUDGE = ["exam.data.count=16", "exam.data.size=16", "exam.batch=8", "judge.optim.warmup_steps=1", "verdict.group=2",
+         "verdict.batch=4",
+         *(f"{run}.{option}" for run in ("judge", "verdict")
+           for option in ("steps=2", "data.size=16", "data.count=64", "log_every=1"))]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_judge_from_nothing(tmp_path, capsys):
-  config = ["--config=configs/judge_scenes.py", *(f"--config.runs.{option}" for option in SMALL)]
+  given = ["--config=configs/judge_scenes.py:base", *(f"--config.runs.{option}" for option in BASE)]
+  assert main.main([*given, f"--workdir={tmp_path}/base"]) == 0, capsys.readouterr().err
+  models = [f"{run}.model={tmp_path}/base/ask" for run in ("judge.policy", "verdict.policy", "verdict.reward")]
+  config = ["--config=configs/judge_scenes.py:verdict", *(f"--config.runs.{option}" for option in (*JUDGE, *models))]
   assert main.main([*config, f"--workdir={tmp_path}/run"]) == 0, capsys.readouterr().err
+  scores = json.loads((tmp_path / "run/results.json").read_text())["scores"]
+  assert sum(one["count"] for one in scores.values()) == 16
   files = []
   for i in range(2):
     files.append(str(tmp_path / f"{i}.png"))
@@ -30,3 +41,25 @@ def test_a_judge_from_nothing(tmp_path, capsys):
     assert judge.main(given) == 0
     assert 0 < json.loads(capsys.readouterr().out)["probability_A"] < 1
   assert main.main([*config, f"--workdir={tmp_path}/run"]) == 0  # everything is done already
+
+
+def test_the_shipped_network_answers_questions_about_scenes(tmp_path):
+  """Its records are in the header of configs/judge_scenes.py; these are fewer."""
+  data = {"name": "scenes_questions", "tasks": ("colour", "shape", "count"), "count": 60, "seed": 10_000, "most": 3}
+  scores = main.run({"task": "examine", "model": "judge", "data": data, "batch": 20}, tmp_path)["scores"]
+  assert np.mean([one["accuracy"] for one in scores.values()]) > 0.7 and len(scores) == 3
+
+
+def test_the_sweep_asks_every_arm_about_its_own_tasks():
+  made = sweep.load("configs/sweeps/judge_scenes.py")
+  assert len(made["runs"]) == 45 and {len(runs) for runs in made["groups"].values()} == {5}
+  for arm, runs in judge_scenes.arms().items():
+    if arm in made["groups"]:
+      assert runs["judge"]["data"]["tasks"] == runs["exam"]["data"]["tasks"]
+      assert runs["judge"]["data"]["seed"] != runs["exam"]["data"]["seed"]
+      assert runs["judge"]["steps"] == judge_scenes.STEPS * (4 if "longer" in arm or arm == "joint" else 1)
+
+
+def test_an_arm_that_there_is_not_is_refused():
+  with pytest.raises(ValueError, match="'jont' is not one of base, joint"):
+    judge_scenes.get_config("jont")

@@ -33,6 +33,7 @@ FAST = {
   "python -m launch.sweep --sweep=configs/sweeps/digits_methods.py --workdir=runs/digits_methods": ("--table",),
   "python -m launch.sweep --sweep=configs/sweeps/scenes_methods.py --workdir=runs/scenes_methods --jobs=2": (
     "--table",),
+  "python -m launch.sweep --sweep=configs/sweeps/hacking.py --workdir=runs/hacking --jobs=2": ("--table",),
 }
 PUBLIC = (  # one after another, on a small model
   'python -m diffusion.generate --model=MODEL --prompt="a red dog" --out=dog.png',
@@ -48,6 +49,11 @@ JUDGE = (
   'python -m rewards.judge --model=JUDGE --chat "Describe the image." a.png',
 )
 COVERED = {
+  'pip install -e ".[serve]"': "align/serve_test.py",
+  "python -m align.serve --config=configs/quickstart.py --run=aligned": "align/serve_test.py",
+  "python -m align.main --config=configs/quickstart.py --workdir=runs/far --config.runs.aligned.reward=remote":
+    "align/serve_test.py",
+  "python -m rewards.convert CHECKPOINT --tokenizer=WORDS --out=DIR": "rewards/convert_test.py",
   "pip install -e .": ".ci/run", 'pip install -e ".[test]"': ".ci/run", "pytest": ".ci/run",
   'pip install -e ".[cuda]"': "needs an accelerator",
   "python -m align.main --config=configs/quickstart.py --workdir=runs/quickstart": "quickstart_test.py",

@@ -152,8 +152,8 @@ def over(net: Any, init: Callable, prepare: Callable, prompt: Callable, *, first
   def log_prob(view, cond, x, keys, t=None):
     if t is not None:
       refuse("log_prob at a noise level")()
-    mask = decode.until_stop(x, stop)
-    return decode.score(net, view["net"], prompt(view, cond), x, mask, temperature)[0].sum(-1)
+    ids, mask = decode.spoken(x, stop)
+    return decode.score(net, view["net"], prompt(view, cond), ids, mask, temperature)[0].sum(-1)
 
   def sample(view, cond, keys, x=None, steps=None, eta=None, keep=None):
     check_whole(x=x, steps=steps, keep=keep)

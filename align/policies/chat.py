@@ -6,7 +6,14 @@ A question is the `prompt`, asked as a user's turn through the checkpoint's chat
 `media`, [B H W 3] or several [B n H W 3], bytes or floats in [0, 1]; a data set without media asks in words alone.
 Where `shown` [B] is in the batch, only so many of a sample's pictures are there. Texts to learn from are `caption`
 (supervised), and `win` and `lose` of pairs, strings as in autoregressive.py; an answer ends with the template's end of
-a turn. Stored rollouts hold the float32 pixels of every sample. Left out: clips, several turns.
+a turn. Two entries of every record's meta make supervised training denser:
+
+  more   [question, answer, question, answer ...] that follow the caption in one conversation: all answers are learned,
+         the questions between them are read only, as tokens below 0 (decode.spoken)
+  cells  a text for each token of the pictures, such as "red circle", or []: log-probabilities count these words too,
+         each read at the column of its token, from which a tower learns to see that does not learn it from answers
+
+Stored rollouts hold the float32 pixels of every sample. Left out: clips, drawing several turns.
 """
 import numpy as np
 
@@ -15,6 +22,8 @@ from align.core import Policy
 from align.policies.autoregressive import check_answers, over, texts
 from align.policies.public import check_held
 from diffusion import chat, decode, vlm
+
+WORDS = 2  # tokens that name what a picture's token shows
 
 
 def make(model: str, question: str = None, columns: int = 512, length: int = 64, temperature: float = 1.0,
@@ -26,7 +35,7 @@ def make(model: str, question: str = None, columns: int = 512, length: int = 64,
     question: asked of every sample, so that the `prompt` is its answer where there is no caption; None: the prompt is
       the question.
     columns: that a question takes at most, pictures and template included; all are padded to it, so that everything is
-      compiled once. length: the most tokens of an answer with its end.
+      compiled once. length: the most tokens of an answer with its end, or of all answers and the questions between.
     temperature, top_p, states: as in autoregressive.py. dtype: what the network computes in; param_dtype: what
       parameters are held in that are not trained. remat: see layers.remat.
   """
@@ -44,10 +53,10 @@ def make(model: str, question: str = None, columns: int = 512, length: int = 64,
   def init(key):
     return {"net": vlm.fresh(opened, key, param_dtype)}
 
-  def answers(said):
+  def answers(said, more=()):
     out = np.full((len(said), length), talk.pad, np.int32)
     for i, text in enumerate(said):
-      ids = [*talk.encode(chat.escaped(text, talk.special)), talk.stop[0]]
+      ids = turns(talk, [text, *(more[i] if more else ())])
       if len(ids) > length:
         raise UserError(f"config.policy.length = {length} must be at least {len(ids)}, the tokens of the answer "
                         f"{text[:60]!r} with its end; raise it, or leave such answers out")
@@ -60,7 +69,7 @@ def make(model: str, question: str = None, columns: int = 512, length: int = 64,
     out, learned = dict(batch), texts(batch, "caption") or (None if question is None else batch["prompt"])
     for name, found in (("x", learned), ("win", texts(batch, "win")), ("lose", texts(batch, "lose"))):
       if found is not None and not isinstance(batch.get(name), np.ndarray):
-        out[name] = answers(found)
+        out[name] = answers(found, [m.get("more", ()) for m in batch.get("meta", ())] if name == "x" else ())
       if name in out:
         check_answers(name, out[name], length)
     asked = batch["prompt"] if question is None else [question] * len(batch["prompt"])
@@ -70,13 +79,27 @@ def make(model: str, question: str = None, columns: int = 512, length: int = 64,
       rows = [vlm.row(opened, talk, seen=seen) for talk in talks]
     with blame("config.policy.columns"):
       slices = np.shape(batch["media"])[1] if "shown" in batch else None  # one shape, however many are there
-      return {**out, "cond": vlm.each(opened, rows, columns, slices)}
+      cond = vlm.each(opened, rows, columns, slices)
+    metas = batch.get("meta") or [{}]
+    if all("cells" in m for m in metas):
+      cond["words"] = words(talk, rows, [m["cells"] for m in metas], columns)
+    return {**out, "cond": cond}
 
   def prompt(view, given):
     return vlm.prompt(net, view["net"], given)
 
-  return over(net, init, prepare, prompt, first=talk.pad, stop=talk.stop, pad=talk.pad, length=length,
+  made = over(net, init, prepare, prompt, first=talk.pad, stop=talk.stop, pad=talk.pad, length=length,
               temperature=temperature, top_p=top_p, states=states)
+
+  def log_prob(view, cond, x, keys, t=None):
+    if "words" not in cond:
+      return made.log_prob(view, cond, x, keys, t)
+    ids, mask = decode.spoken(x, talk.stop)
+    hidden, seen = decode.behind(net, view["net"], prompt(view, cond), ids)
+    said = decode.scored(net, view["net"], hidden, seen, ids, mask, temperature)[0].sum(-1)
+    return said + decode.named(net, view["net"], hidden[:, :seen.shape[1]], cond["words"])
+
+  return made._replace(log_prob=log_prob)
 
 
 def conversations(asked: list, media: np.ndarray | None, count: np.ndarray | None = None) -> list:
@@ -86,6 +109,52 @@ def conversations(asked: list, media: np.ndarray | None, count: np.ndarray | Non
   kept = shown if count is None else [seen[:n] for seen, n in zip(shown, count, strict=True)]
   return [[{"role": "user", "content": [*seen, {"type": "text", "text": text}]}]
           for seen, text in zip(kept, asked, strict=True)]
+
+
+def turns(talk: chat.Chat, said: list) -> list:
+  """Ids of [answer, question, answer ...], each answer with its end; what the template writes between one answer and
+  the next, the question included, stands there as ~id. UserError where they do not begin and end with an answer, or the
+  template changes earlier turns."""
+  if len(said) % 2 == 0:
+    raise UserError(f"data entry 'more' has {len(said) - 1} texts, but it goes on with a question and its answer, and "
+                    "so on; give an even number")
+  out = []
+  for i, text in enumerate(said):
+    if i % 2 == 0:
+      out += [*talk.encode(chat.escaped(text, talk.special)), talk.stop[0]]
+    else:
+      out += [~token for token in between(talk, said[i - 1], text)]
+  return out
+
+
+def between(talk: chat.Chat, answer: str, question: str) -> list:
+  """Ids from behind the end of an answer to where the next one begins."""
+  begun = [{"role": "user", "content": "-"}]
+  before = talk.text(begun) + chat.escaped(answer, talk.special)
+  whole = talk.text([*begun, {"role": "assistant", "content": answer}, {"role": "user", "content": question}])
+  ids = talk.encode(whole[len(before):])
+  if not whole.startswith(before) or ids[:1] != [talk.stop[0]]:
+    raise UserError("data entry 'more': this checkpoint's chat template does not go on where an answer ended, so that "
+                    "several turns cannot be learned at once; leave `more` out")
+  return ids[1:]
+
+
+def words(talk: chat.Chat, rows: list, cells: list, columns: int) -> np.ndarray:
+  """int32 [B columns WORDS]: ids of what cells [B] of texts name, at the columns of the pictures' tokens, else -1.
+  UserError where there are not as many texts as tokens, or one has more than WORDS tokens."""
+  out = np.full((len(rows), columns, WORDS), -1, np.int32)
+  for i, (row, texts_) in enumerate(zip(rows, cells, strict=True)):
+    at = np.flatnonzero(row.owner >= 0)
+    if texts_ and len(texts_) != len(at):
+      raise UserError(f"data entry 'cells' has {len(texts_)} texts, but the pictures take {len(at)} tokens; each needs "
+                      "its own: change config.data.cells")
+    for column, text in zip(at, texts_, strict=False):
+      ids = talk.encode(f" {chat.escaped(text, talk.special)}")
+      if len(ids) > WORDS:
+        raise UserError(f"data entry 'cells': {text!r} takes {len(ids)} tokens, but at most {WORDS} can be read at a "
+                        "column; shorten it, or give the model's tokenizer its words")
+      out[i, column, :len(ids)] = ids
+  return out
 
 
 def pictures(media: np.ndarray) -> list:

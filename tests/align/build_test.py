@@ -175,8 +175,7 @@ REFUSED = [
   ({"policy": 3}, "config.policy = 3: a component is a name, or a dict"),
   ({"seed": object}, "config.seed = <class 'object'>: a config holds plain data"),
   ({"task": "trian"}, "config.task = 'trian': it must be one of prepare, train, collect, evaluate, "
-   "pipeline; choose one of them "
-                      "(nearest: 'train')"),
+   "examine, pipeline; choose one of them (nearest: 'train')"),
 ]
 
 

@@ -254,3 +254,11 @@ def test_refusals(params, options, words):
   with pytest.raises(ValueError) as error:
     sample(params, **options)
   assert words in str(error.value)
+
+
+def test_told_tokens_are_read_and_what_follows_them_counts_until_the_next_stop():
+  tokens = jnp.array([[5, 3, ~7, ~3, 6, 4, 0, 0], [5, 6, 3, 0, 0, 0, 0, 0], [~1, 5, 3, 0, ~2, 3, 3, ~0]])
+  ids, mask = decode.spoken(tokens, (3, 4))
+  assert ids.tolist() == [[5, 3, 7, 3, 6, 4, 0, 0], [5, 6, 3, 0, 0, 0, 0, 0], [1, 5, 3, 0, 2, 3, 3, 0]]
+  assert mask.tolist() == [[1, 1, 0, 0, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 1, 0, 0]]
+  np.testing.assert_array_equal(mask[1:2], decode.until_stop(tokens[1:2], (3, 4)))

@@ -10,8 +10,9 @@ from rewards import judge
 
 WORDS = ("Which image fits better?", "Image 1 is better", "a red circle", "Final Score: 5")
 TINY = {"width": 32, "depth": 1, "tower": 1, "heads": 2}
-SIZES = [TINY, {"width": 32, "depth": 2, "tower": 3, "heads": 4}, {"width": 48, "depth": 2, "tower": 1, "heads": 1},
-         {"width": 16, "depth": 1, "tower": 2, "heads": 2, "seed": 3}]
+SIZES = [TINY, {"width": 32, "depth": 2, "tower": 3, "heads": 4, "patch": 4, "merge": 2},
+         {"width": 48, "depth": 2, "tower": 1, "heads": 1, "patch": 4},
+         {"width": 16, "depth": 1, "tower": 2, "heads": 2, "patch": 2, "merge": 4, "seed": 3}]
 
 
 def picture(side=32, seed=0):
@@ -31,7 +32,8 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("options", SIZES)
 def test_the_network_is_that_of_transformers(options, tmp_path):
   vlm_small.write(tmp_path, WORDS, **options)
-  assert AutoConfig.from_pretrained(tmp_path).vision_config.patch_size == 4
+  p, m = (options.get(name, usual) for name, usual in (("patch", 8), ("merge", 1)))
+  assert AutoConfig.from_pretrained(tmp_path).vision_config.patch_size == p
   theirs, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
   assert not report["missing_keys"] and not report["unexpected_keys"]
   model = vlm.open_(tmp_path)
@@ -44,10 +46,13 @@ def test_the_network_is_that_of_transformers(options, tmp_path):
     hidden, _ = model.net.apply({"params": params}, None, prefix, positions=arrays["positions"])
     return model.net.apply({"params": params}, hidden, method="logits")[0]
   found = logits(vlm.load(model), arrays)
-  rows = [seen.pixels.reshape(1, 2, h, 2, 4, w, 2, 4, 3).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(4 * h * w, -1)
-          for _, seen in row.shown for h, w in [seen.extent]]
+  rows = []
+  for _, seen in row.shown:
+    h, w = seen.extent
+    patches = seen.pixels.reshape(1, 2, h, m, p, w, m, p, 3).transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    rows.append(patches.reshape(m * m * h * w, -1))
   ids = torch.tensor(row.ids.astype(np.int64))[None]
-  grids = torch.tensor([[1, 2 * seen.extent[0], 2 * seen.extent[1]] for _, seen in row.shown])
+  grids = torch.tensor([[1, m * seen.extent[0], m * seen.extent[1]] for _, seen in row.shown])
   with torch.no_grad():
     wanted = theirs(input_ids=ids, pixel_values=torch.tensor(np.concatenate(rows)), image_grid_thw=grids,
                     mm_token_type_ids=(ids == model.chat.image).long()).logits[0].numpy()
@@ -63,7 +68,7 @@ def test_a_render_takes_16_tokens(folder):
 
 @pytest.mark.parametrize("text, count", [
   ("Which image fits better?", 5), ("Image 1 is better", 4), (" red circle", 2), ("Final Score: 5", 4), ("10", 2),
-  ("<answer>Image 2 is better</answer>", 6), ("two\nlines", 9), ("unknown wörds", None)])
+  ("user", 1), ("assistant", 1), ("<answer>Image 2 is better</answer>", 6), ("two\nlines", 9), ("unknown wörds", None)])
 def test_every_text_comes_back_and_known_words_are_one_token(folder, text, count):
   spoken = vlm.open_(folder).chat
   ids = spoken.encode(text)
@@ -89,4 +94,10 @@ def test_the_command_line_talks_to_it(folder, tmp_path, capsys):
 @pytest.mark.parametrize("options", [{"width": 36}, {"depth": 0}, {"tower": 0}])
 def test_sizes_that_do_not_fit_are_refused(options, tmp_path):
   with pytest.raises(ValueError, match="all must be at least 1, and width a multiple of 8"):
+    vlm_small.write(tmp_path, WORDS, **options)
+
+
+@pytest.mark.parametrize("options", [{"patch": 0}, {"merge": 0}, {"patch": 5}, {"patch": 8, "merge": 3}])
+def test_patches_that_do_not_fit_are_refused(options, tmp_path):
+  with pytest.raises(ValueError, match="must be at least 1, and 32 pixels a multiple of their product"):
     vlm_small.write(tmp_path, WORDS, **options)

@@ -90,6 +90,42 @@ def test_a_question_for_all_makes_the_prompt_the_answer(model, made):
                                 made.prepare({"prompt": PROMPTS, "media": MEDIA, "caption": ANSWERS})["x"])
 
 
+def test_answers_of_a_talk_count_as_one_by_one_behind_what_was_said(model, made, net):
+  """The questions between them are read, but not learned."""
+  opened, more = vlm.open_(model[0]), [["How many?", "Two."], ["Is it?", "No. It is."]]
+  whole = chat.make(str(model[0]), columns=64, length=64)
+  metas = [{"caption": answer, "more": rest} for answer, rest in zip(ANSWERS, more, strict=True)]
+  batch = batch_of(whole, meta=metas)
+  found = jax.jit(whole.log_prob)(net, batch["cond"], batch["x"], None)
+  wanted = np.asarray(jax.jit(made.log_prob)(net, batch["cond"], batch_of(made, caption=ANSWERS)["x"], None))
+  rows = [vlm.row(opened, [*talk, {"role": "assistant", "content": answer}, {"role": "user", "content": rest[0]}])
+          for talk, answer, rest in zip(chat.conversations(PROMPTS, MEDIA), ANSWERS, more, strict=True)]
+  later = batch_of(made, caption=[rest[1] for rest in more])["x"]
+  wanted = wanted + jax.jit(whole.log_prob)(net, jax.tree.map(jnp.asarray, vlm.each(opened, rows, 96)), later, None)
+  np.testing.assert_allclose(found, wanted, rtol=1e-4)
+  assert (np.asarray(batch["x"]) < 0).any() and np.abs(found).max() > 1
+
+
+def test_words_of_cells_are_read_at_their_columns(model, made, net):
+  opened, cells = vlm.open_(model[0]), [["a"] * 4, ["b", "c", "d", "e"]]
+  metas = [{"caption": answer, "cells": names} for answer, names in zip(ANSWERS, cells, strict=True)]
+  batch, plain = batch_of(made, meta=metas), batch_of(made, caption=ANSWERS)
+  likely = jax.jit(made.log_prob)
+  found = likely(net, batch["cond"], batch["x"], None) - likely(net, plain["cond"], plain["x"], None)
+
+  @jax.jit
+  def columns(net, cond):
+    given = vlm.prompt(opened.net, net["net"], cond)
+    hidden, _ = opened.net.apply({"params": net["net"]}, None, given.prefix, given.mask, None, given.positions)
+    return jax.nn.log_softmax(opened.net.apply({"params": net["net"]}, hidden, method="logits"))
+  log_p = columns(net, plain["cond"])
+  for i, names in enumerate(cells):
+    at = np.flatnonzero(np.asarray(plain["cond"]["tokens"][i]) == opened.chat.image)
+    ids = [opened.chat.encode(f" {name}") for name in names]
+    wanted = sum(log_p[i, column, token] for column, tokens in zip(at, ids, strict=True) for token in tokens)
+    np.testing.assert_allclose(found[i], wanted, rtol=1e-4)
+
+
 def test_floats_bytes_and_several_pictures(made):
   small = np.stack([MEDIA, 255 - MEDIA], 1)[:, :, :28, :28]
   as_bytes, as_floats = (made.prepare({"prompt": PROMPTS, "media": m})["cond"]["pixels"] for m in (small, small / 255.))
@@ -116,6 +152,12 @@ def test_refusals(model, made):
     made.prepare({"prompt": ["x" * 80, "y"], "media": MEDIA})
   with pytest.raises(UserError, match="config.policy.length = 16 must be at least 41"):
     made.prepare({"prompt": PROMPTS, "caption": ["a" * 40, "b"]})
+  with pytest.raises(UserError, match="'more' has 1 texts, but it goes on with a question and its answer"):
+    made.prepare({"prompt": ["a"], "meta": [{"caption": "b", "more": ["c"]}]})
+  with pytest.raises(UserError, match="'cells' has 3 texts, but the pictures take 4 tokens"):
+    made.prepare({"prompt": ["a"], "media": MEDIA[:1], "meta": [{"caption": "b", "cells": ["c"] * 3}]})
+  with pytest.raises(UserError, match="'cells': '.*' takes .* tokens, but at most 2"):
+    made.prepare({"prompt": ["a"], "media": MEDIA[:1], "meta": [{"caption": "b", "cells": ["four or five words"] * 4}]})
   with pytest.raises(ValueError, match="temperature = 0.* must be positive"):
     chat.make(str(model[0]), temperature=0.0)
   with pytest.raises(ValueError, match="param_dtype = 'int8' is not one of"):

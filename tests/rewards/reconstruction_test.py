@@ -26,9 +26,9 @@ def test_vectors(folder):
   seen = jax.jit(lambda media: eyes.see(opened, view["net"], media))
   want = (seen(MEDIA) * seen(jnp.asarray(GIVEN, jnp.float32) / 255)).sum(-1)
   assert (np.asarray(want) < 1 - 1e-4).all()
-  np.testing.assert_allclose(total(MEDIA), want, atol=1e-6)
+  np.testing.assert_allclose(total(MEDIA), want, atol=1e-5)
   slope = np.asarray(jax.jit(jax.grad(lambda media: total(media).sum()))(MEDIA))
-  away, step = slope / np.linalg.norm(slope), 0.004
+  away, step = slope / np.linalg.norm(slope), 5e-4
   differ = (total(MEDIA + step * away) - total(MEDIA - step * away)).sum() / (2 * step)
   np.testing.assert_allclose(differ, np.linalg.norm(slope), rtol=5e-2)
 

@@ -4,6 +4,7 @@ import re
 
 import folders
 import numpy as np
+import torch
 import transformers
 from published import shaken
 
@@ -19,6 +20,7 @@ def clip_model(vocab, side=SIDE, activation="quick_gelu", heads=2, width=16):
   text = dict(hidden_size=width, intermediate_size=20, num_hidden_layers=1, num_attention_heads=heads,
               vocab_size=vocab, max_position_embeddings=16, hidden_act=activation, bos_token_id=vocab - 2,
               eos_token_id=vocab - 1)
+  torch.manual_seed(1)  # else the weights depend on what ran before
   return shaken(transformers.CLIPModel(transformers.CLIPConfig(vision_config=vision, text_config=text,
                                                                projection_dim=12)))
 
@@ -44,6 +46,7 @@ def dinov2(folder, registers=0, **options):
   sizes = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=12, patch_size=4)
   config, kind = ((transformers.Dinov2WithRegistersConfig, transformers.Dinov2WithRegistersModel) if registers else
                   (transformers.Dinov2Config, transformers.Dinov2Model))
+  torch.manual_seed(1)
   module = shaken(kind(config(**{**sizes, **({"num_register_tokens": registers} if registers else {}), **options})))
   module.save_pretrained(folder / "dinov2")
   processor(folder / "dinov2", 10, SIDE, image_processor_type="BitImageProcessor", image_mean=[0.485, 0.456, 0.406],
