@@ -4,6 +4,7 @@ Chunk j of C has the prompts j, j + C and so on, so that devices and processes k
 from its own key and its group stays together: what is sampled and judged is the same for every C, but for how programs
 of different batch sizes round. At most one chunk is sampled ahead of the one that is judged.
 """
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable
 
@@ -20,7 +21,7 @@ def count(reward: Any, asked: int | None, prompts: int, group: int, mesh: Any) -
   as the reward wishes and divide the prompts evenly. UserError for a number that cannot be."""
   if asked is None:
     share = ways(BATCH, mesh)
-    even = lambda n: prompts % (n * max(share, jax.process_count())) == 0
+    even = lambda n: prompts % (n * math.lcm(share, jax.process_count())) == 0
     return next((n for n in range(reward.chunks or 1, 1, -1) if even(n)), 1) if reward else 1
   each = prompts // jax.process_count()
   allowed = [n for n in range(1, each + 1) if each % n == 0 and prompts * group // n % ways(BATCH, mesh) == 0]

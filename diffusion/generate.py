@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from diffusion import folder, generator, hub, mesh, public
+from diffusion import folder, generator, hub, mesh, public, vlm
 from diffusion.convert import adapters, core
 
 KEPT = ("size", "steps", "guidance", "negative", "scheduler")  # of a run's description of a public model
@@ -70,6 +70,9 @@ def opened(model: str, grid: Any, **options) -> tuple[generator.Generator, dict]
     for each in filter(None, (own, lora)):
       view = adapters.fused(view, each, found)
     return made, view
+  if vlm.at(model):
+    raise ValueError(f"model = {model!r} is a vision-language model, which makes words; give a model that makes "
+                     f"pictures, or ask this one by python -m rewards.judge --model={model} --chat TEXT PICTURE")
   beyond = sorted(set(options) - {"guidance"})
   if beyond:
     raise ValueError(f"{', '.join(beyond)}: {model!r} is a folder of our own layout, which has no such option; leave "

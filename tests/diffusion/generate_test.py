@@ -64,6 +64,12 @@ def test_refusals_are_one_line_and_code_two(model, tmp_path, capsys, option, wor
   assert not (tmp_path / "a.png").exists()
 
 
+def test_a_model_of_words_is_refused(tmp_path, capsys):
+  assert generate.main(["--model=judge", "--prompt=a", f"--out={tmp_path / 'a.png'}"]) == 2
+  said = capsys.readouterr().err
+  assert "model = 'judge' is a vision-language model" in said and "rewards.judge --model=judge" in said
+
+
 def test_missing_options_exit_with_code_two(capsys):
   with pytest.raises(SystemExit) as stop:
     generate.main(["--prompt=a"])
