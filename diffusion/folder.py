@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from diffusion import eyes, hub, vlm, weights
+from diffusion import eyes, hub, refiner, vlm, weights
 from diffusion.convert import adapters
 
 BASES = vlm.BASES
@@ -85,10 +86,12 @@ def describe(model: str, part: str = "policy") -> dict:
   return {**found, "model": str(folder)} if hub.is_public(folder) else found
 
 
-def load(model: str, part: str = "policy", like: Any = None, place: Any = None) -> Any:
+def load(model: str, part: str = "policy", like: Any = None, place: Any = None, wider: int = 0) -> Any:
   """The weights as a nested dict; strict against the shapes in `like`.
 
-  place: shardings like the parameters, onto which public weights are read shard by shard, in the types of `like`."""
+  place: shardings like the parameters, onto which public weights are read shard by shard, in the types of `like`.
+  wider: channels that a refiner's network may have beside those of the weights, which get zeros for them; 0 for none.
+  """
   if part == "policy" and hub.is_public(model):
     return of_hub(hub.open_(model), like, place)
   if reader := reader_of(model):
@@ -96,10 +99,19 @@ def load(model: str, part: str = "policy", like: Any = None, place: Any = None) 
     return {"net": reader.load(reader.open_(model), (place or {}).get("net"), kind)}
   folder = locate(model, part)
   if not of_public(folder):
-    return weights.load(folder / f"{part}.safetensors", like=like)
+    return widened(folder / f"{part}.safetensors", like, wider)
   opened = hub.open_(describe(model, part)["model"])
   plain = of_hub(opened, like, place)
   return plain if hub.is_public(folder) else adapters.fused(plain, folder / adapters.FILE, opened)
+
+
+def widened(path: Path, like: Any, wider: int) -> dict:
+  """The weights of a file, with zeros for the channels that a refiner's network has beside theirs."""
+  if not wider:
+    return weights.load(path, like=like)
+  tree = refiner.widened(weights.load(path), like, wider)
+  weights.compare(path, *({name: np.shape(leaf) for name, leaf in weights.leaves(t)} for t in (tree, like)))
+  return tree
 
 
 def reader_of(model: str) -> Any:

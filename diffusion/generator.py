@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion import kernels, sample, tokenizer
+from diffusion import kernels, refiner, sample, tokenizer
 from diffusion.core import Kernel, Process, expand, fold, normal
 
 
 class Generator(NamedTuple):
-  """shape: (H, W, C) of x; media: (H, W, C) of what it decodes to."""
+  """shape: (H, W, C) of x, of a clip (F, H, W, C); media: that of what it decodes to."""
   init: Callable       # (key) -> {"net", "text", ...}
   encode: Callable     # ([prompt]) -> cond, arrays with a leading axis B; host
   embed: Callable      # (view, cond) -> cond in which frozen encoders have done their part
@@ -29,6 +29,7 @@ class Generator(NamedTuple):
   shape: tuple
   media: tuple
   start: Callable = lambda steps=None: 1.0  # (steps or None) -> the factor of the unit noise that sampling begins from
+  low: tuple = ()      # shape of cond["low"], in [-1, 1], that a refiner (refiner.py) enlarges; () for none
 
 
 def check_kernel(name: str, process: Process) -> None:
@@ -42,7 +43,11 @@ def check_kernel(name: str, process: Process) -> None:
 
 
 def build(parts: dict) -> Generator:
-  """A generator from the resolved description that a run exports: nested {"name": ..., option: ...} dicts."""
+  """A generator from the resolved description that a run exports: nested {"name": ..., option: ...} dicts. ValueError
+  for one that describes something else."""
+  if not {"net", "text", "process"} <= set(parts):
+    raise ValueError(f"model: its description is of {parts.get('name')!r}, with {', '.join(sorted(parts))}; generators "
+                     "have net, text and process: choose another model, or sample this one by the task 'evaluate'")
   part = lambda package, spec: getattr(importlib.import_module(package), spec["name"])
   options = lambda spec: {k: v for k, v in spec.items() if k != "name"}
   nets = {k: importlib.import_module(f"diffusion.nets.{parts[k]['name']}").make(**options(parts[k]))
@@ -53,13 +58,20 @@ def build(parts: dict) -> Generator:
 
 
 def make(net: Any, text: Any, process: Process, kernel: str = "ode", tokens: str = "words", length: int = 16,
-         size: int = 16, channels: int = 3, steps: int = 10, eta: float = 0.0, guidance: float = 1.0) -> Generator:
-  """net, text: Linen modules (called as nets/unet.py and nets/text.py are).
+         size: int = 16, channels: int = 3, steps: int = 10, eta: float = 0.0, guidance: float = 1.0,
+         frames: int = 0, refines: int = 0) -> Generator:
+  """net, text: Linen modules (called as nets/unet.py, or nets/clips.py, and nets/text.py are).
 
   kernel: a name in kernels.py, with its default steps and eta; tokens: a tokenizer folder or shipped name, and
-  `length`, the number of tokens a prompt is padded or cut to.
+  `length`, the number of tokens a prompt is padded or cut to. frames: of a clip, 0 for pictures.
+  refines: how many times smaller what it enlarges is, 0 for a generator from noise alone.
+  Where a cond has "context" [B L D] and "mask" [B L], these stand in place of the text encoder's.
   """
   check_kernel(kernel, process)
+  if frames < 0 or frames == 1:
+    raise ValueError(f"frames = {frames} must be 0 for pictures, or at least 2 for clips; correct it")
+  if refines < 0 or refines == 1 or (refines and size % refines):
+    raise ValueError(f"refines = {refines} must be 0, or at least 2 and a divisor of size = {size}; 2 is usual")
   if steps < 1:
     raise ValueError(f"steps = {steps} must be at least 1; 10 to 50 is usual")
   walker, words = getattr(kernels, kernel)(), tokenizer.load(tokens)
@@ -67,13 +79,15 @@ def make(net: Any, text: Any, process: Process, kernel: str = "ode", tokens: str
     raise ValueError(f"text: vocab = {text.vocab} is smaller than the {words.size} tokens of tokens = {tokens!r}; "
                      f"set vocab to {words.size} or more")
   null = tuple(jnp.asarray(a) for a in words.encode([""], length))
-  shape = (size, size, channels)
+  before = (frames,) * bool(frames)
+  shape, seen = (*before, size, size, channels), (*before, size, size, channels * (2 if refines else 1))
+  low = (*before, size // refines, size // refines, channels) if refines else ()
 
   def init(key):
     k_text, k_net = jax.random.split(key)
     text_params = text.init(k_text, *null)["params"]
     context, pooled = text.apply({"params": text_params}, *null)
-    x, t = jnp.zeros((1,) + shape, jnp.float32), jnp.zeros((1,))
+    x, t = jnp.zeros((1,) + seen, jnp.float32), jnp.zeros((1,))
     return {"net": net.init(k_net, x, t, context, null[1], pooled)["params"], "text": text_params}
 
   def encode(prompts):
@@ -82,6 +96,8 @@ def make(net: Any, text: Any, process: Process, kernel: str = "ode", tokens: str
 
   def contexts(view, cond, pair):
     read = lambda ids, mask: (*text.apply({"params": view["text"]}, ids, mask), mask)
+    if "context" in cond:
+      return told(cond["context"], cond["mask"], read(*null), pair)
     given = read(cond["tokens"], cond["mask"])
     if not pair:
       return given, None
@@ -92,10 +108,23 @@ def make(net: Any, text: Any, process: Process, kernel: str = "ode", tokens: str
     return net.apply({"params": view["net"]}, x, process.timestep(t), hidden, mask, pooled)
 
   predictor = predicting(call, contexts, guidance)
+  predictor = refiner.beside(predictor, refines) if refines else predictor
   return Generator(init, encode, lambda view, cond: cond, predictor,
                    sampling(predictor, process, walker, shape, steps, eta, lambda steps: 1.0),
                    lambda view, media, keys: media, lambda view, x: jnp.clip((x + 1) / 2, 0, 1), process, walker, shape,
-                   shape)
+                   shape, low=low)
+
+
+def told(context: Any, mask: Any, empty: tuple, pair: bool) -> tuple:
+  """Contexts of what another model says in place of the text encoder, [B L D] and its mask; the pooled text is that of
+  the empty prompt. ValueError for another width, and for guidance, which would need an empty prompt in its words."""
+  if context.shape[-1] != empty[0].shape[-1]:
+    raise ValueError(f"context of shape {context.shape} must be {empty[0].shape[-1]} wide, as the text encoder's is; "
+                     "give what makes it that width")
+  if pair:
+    raise ValueError("guidance: what another model says in place of the prompt has no empty form to lead away from; "
+                     "only guidance = 1 is allowed, set it")
+  return (context, jnp.broadcast_to(empty[1], (len(context), empty[1].shape[-1])), mask), None
 
 
 def predicting(call: Callable, contexts: Callable, guidance: float) -> Callable:

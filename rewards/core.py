@@ -24,3 +24,4 @@ class Reward(NamedTuple):
   calibrate: Any = None  # None, or ({part: scores [N] of the samples a run begins from}) -> its leaves under "mix"
   chunks: Any = 1    # pieces of whole prompts that an experience may come in, so that one is judged while the next is
                      # sampled: 1 where that gains nothing, None where all samples must be seen together
+  explain: Any = None    # None, or what a judge writes of samples, for messages: (view, batch, media, keys) -> B texts

@@ -7,10 +7,11 @@ from typing import Callable, NamedTuple
 import numpy as np
 
 from rewards import scenes as world
+from rewards.scenes.reward import detected
 
 
 class Diversity(NamedTuple):
-  """measure(images uint8 [P n H W C], meta list of P dicts, correct bool [P n]) -> float [P]."""
+  """measure(images uint8 [P n H W C] or clips [P n F H W C], meta list of P dicts, correct bool [P n]) -> float [P]."""
   measure: Callable
 
 
@@ -36,7 +37,7 @@ def scenes() -> Diversity:
   """Distance of the attributes that a caption leaves open, among its correct samples (scenes/diversity.py)."""
   def measure(images, meta, correct):
     p, n = images.shape[:2]
-    found = world.detect(images.reshape((p * n,) + images.shape[2:]))
+    found = detected(images.reshape((p * n,) + images.shape[2:]))
     specs = [m for m in meta for _ in range(n)]
     return np.asarray(world.diversity(specs, found, np.asarray(correct).reshape(-1), n))
   return Diversity(measure)

@@ -23,8 +23,8 @@ LEAST = 1e-10  # mean square that is told from none: 100 dB
 def make(model: str = None, kind: str = "cosine", against: str = "media", dtype: str = "float32",
          remat: bool | str = False) -> Reward:
   """Args:
-    model, kind: see above. against: the batch's entry with the pictures, uint8 [B H W C]; a diffusion policy takes
-      "media" for itself. dtype: of the network and its parameters; remat: see layers.remat.
+    model, kind: see above. against: the batch's entry with the pictures, uint8 [B H W C], as the policy leaves it.
+      dtype: of the network and its parameters; remat: see layers.remat.
 
   Returns: Reward of pictures [B H W C] in [0, 1], with part mse where pixels are compared. Raises ValueError for a
   model where none is used, or none where one is; while scoring, for a missing entry or, pixel by pixel, other sizes.

@@ -100,13 +100,17 @@ def judged(cells, spec: dict, sharpness: float) -> dict:
   return dict(zip(PARTS, (present, placed, related, surplus), strict=True))
 
 
-def make(size: int = 16, width: int = 32, sharpness: float = 6.0, noise: float = 0.1) -> Reward:
-  """Args: size: pixels of a side, 8 times a power of 2. sharpness: of soft counts, per object. noise: the standard
-  deviation up to which pixels in [0, 1] are disturbed in training. `total` is the product of the parts."""
+def check(size: int, width: int) -> None:
   if size < 8 or size % 8 or (size // 8) & (size // 8 - 1):
     raise ValueError(f"size = {size} must be 8 times a power of two, for {CELLS} cells a side; 16, 32 and 64 are usual")
   if width < 8 or width % 8:
     raise ValueError(f"width = {width} must be a positive multiple of 8, for the groups of its norms; change it")
+
+
+def make(size: int = 16, width: int = 32, sharpness: float = 6.0, noise: float = 0.1) -> Reward:
+  """Args: size: pixels of a side, 8 times a power of 2. sharpness: of soft counts, per object. noise: the standard
+  deviation up to which pixels in [0, 1] are disturbed in training. `total` is the product of the parts."""
+  check(size, width)
   net = Net(width)
 
   def init(key):

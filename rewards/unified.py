@@ -7,13 +7,15 @@ DIR is a folder of a Qwen2.5-VL, Qwen2-VL or LLaVA-OneVision in transformers' la
 judging/formats.py, or of JSON files of one's own (`prompts`), for the exact prompt of a checkpoint. `reading` says
 how an answer is read: "text" as written, "expected" the mean score under the probabilities of the numbers,
 "probability" that of sentences (judging/judge.py). Pairs are asked in both orders; a sample's score is the share of its
-comparisons within the prompt's group that it wins (`scheme`). What is read from probabilities is normalised over the
+comparisons within the prompt's group that it wins (`scheme`). Questions about understanding judge the answers of a
+policy of words (policies/chat.py), whose tokens `answers` reads. What is read from probabilities is normalised over the
 answers that can be read; part `mass` is how probable these are.
 
 On the host any question can be asked. With `size`, the side of the pictures that the generator makes, questions about
 one picture are read inside the mesh: nothing leaves the device, and the score has a gradient in the picture. Left out
 there: clips, pairs, what the judge writes.
 """
+import functools
 from typing import Any
 
 import jax
@@ -21,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion import vlm
+from rewards import verdict
 from rewards.core import Reward, Scores
 from rewards.judging import formats, judge, questions
 from rewards.judging.reward import make_host
@@ -29,25 +32,29 @@ READ = ("expected", "probability")
 
 
 def make(model: str, question: str, reading: str = "text", scheme: str = "all", prompts: str = None, size: int = None,
-         frames: int = None, columns: int = 2048, length: int = 512, temperature: float = 0.7, at_once: int = 8,
-         dtype: str = "bfloat16", remat: bool | str = False) -> Reward:
+         frames: int = None, side: int = None, answers: str = None, columns: int = 2048, length: int = 512,
+         temperature: float = 0.7, at_once: int = 8, dtype: str = "bfloat16", remat: bool | str = False) -> Reward:
   """Args:
     question: its name. prompts: a JSON file or a folder of them with further ones. reading, scheme: see above.
     size: pixels of a side; then the score is computed inside the mesh, of `columns` tokens at most.
     frames: of a clip that are shown, evenly spread over it; None: as many as the question says, 8 or 16 as published.
+    side: of the squares as which media are shown, such as 32 for a judge that learned from pictures of that size; None:
+      as the question says.
+    answers: of questions about understanding, the folder whose tokenizer the samples are in.
     length: the most tokens of a written answer; temperature: of the second try, where the first cannot be read.
     at_once: conversations in a batch, on the host. dtype: of the network and its parameters; remat: see layers.remat.
   """
   opened, asked = vlm.open_(model, dtype=dtype, remat=remat), formats.question(question, prompts)
-  if frames is not None:
-    asked = questions.check(asked._replace(frames=frames), f"question {question!r}")
+  given = {name: value for name, value in (("frames", frames), ("side", side)) if value is not None}
+  asked = questions.check(asked._replace(**given), f"question {question!r}")
   init = lambda key: {"net": vlm.fresh(opened, key, dtype)}
   if size is not None:
     return inside(opened, asked, reading, size, columns, init)
   if jax.process_count() > 1:
     raise ValueError(f"question {question!r} is asked on the host, which {jax.process_count()} processes cannot do "
                      "together; set size, the pixels of a side, so that it is asked inside the mesh, or run one")
-  return make_host(answerer(opened, length, temperature, at_once), asked, reading, scheme, init)
+  said = None if answers is None else functools.partial(verdict.said, verdict.opened(answers)[0])
+  return make_host(answerer(opened, length, temperature, at_once), asked, reading, scheme, init, said)
 
 
 def answerer(model: vlm.Model, length: int = 512, temperature: float = 0.7, at_once: int = 8) -> judge.Answerer:

@@ -8,21 +8,17 @@ record's meta names the format ("question", "" for plain words) and says what th
 that does not come to its end is neither. Left out: partial credit for a score that is nearly right.
 """
 import functools
-from pathlib import Path
 
 import numpy as np
 
 from diffusion import chat, vlm
-from rewards import judging
 from rewards.core import Reward, Scores
 from rewards.judging import answers, formats, questions
-
-FILE = Path(judging.__file__).parent / "scenes.json"
 
 
 def make(model: str, prompts: str = None, format: float = 1.0, accuracy: float = 1.0) -> Reward:
   """model: the folder whose tokenizer the answers are in. prompts: JSON files of formats, besides those of
-  judging/formats.py and judging/scenes.json. format, accuracy: weights.
+  judging/formats.py. format, accuracy: weights.
 
   Raises: ValueError for weights that are negative or all 0; while scoring, for records that lack the truth."""
   if min(format, accuracy) < 0 or not 0 < format + accuracy < np.inf:
@@ -45,8 +41,7 @@ def make(model: str, prompts: str = None, format: float = 1.0, accuracy: float =
 @functools.cache
 def opened(model: str, prompts: str = None) -> tuple[chat.Chat, dict]:
   """(the tokenizer, {name: Question}) of the options of `make`."""
-  known = {**questions.published(FILE, formats.TABLE), **formats.known(prompts)}
-  return chat.load(vlm.at(model) or model, None, None), known
+  return chat.load(vlm.at(model) or model, None, None), formats.known(prompts)
 
 
 def said(talk: chat.Chat, ids: np.ndarray) -> str | None:

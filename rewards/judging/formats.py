@@ -5,6 +5,8 @@ What is asked, what is shown, and the form of the answer are those of the papers
 our own. A checkpoint that was trained on other words should be asked with those: `questions.published`. Scores of
 version 2.0 have decimals: read as "expected", only the digit in front of them is seen, which lowers them by up to 1.
 """
+from pathlib import Path
+
 from rewards.judging import questions
 from rewards.judging.questions import Question
 
@@ -196,9 +198,13 @@ def table() -> dict:
 TABLE = table()
 
 
+SCENES = Path(__file__).parent / "scenes.json"  # what judges of Scenes are asked
+
+
 def known(folder: str | None = None) -> dict:
-  """{name: Question} of the table, and of the JSON files at `folder`, which come first."""
-  return {**TABLE, **(questions.published(folder, TABLE) if folder is not None else {})}
+  """{name: Question} of the table, of judges of Scenes, and of the JSON files at `folder`, which come first."""
+  return {**TABLE, **questions.published(SCENES, TABLE),
+          **(questions.published(folder, TABLE) if folder is not None else {})}
 
 
 def question(name: str, folder: str | None = None) -> Question:

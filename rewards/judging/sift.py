@@ -1,79 +1,82 @@
-"""Preference pairs from a judge: rank pairs, then sift by points (UnifiedReward, 2503.05236).
+"""Preference pairs out of what a judge said of the samples of a prompt: pair ranking, then point sifting, and its
+ablations (UnifiedReward, 2503.05236).
 
-Of each prompt's candidates the neighbours (0, 1), (2, 3) ... are compared; the winners are where the preferred one is
-looked for, the losers where the other is: that with the highest score among the winners, that with the lowest among the
-losers. A prompt is dropped unless the first scores higher. Unlike the released code, pairs are asked in both orders,
-ties and failures give neither a winner nor a loser, and scores are numbers.
+  two_stage  neighbours (0, 1), (2, 3) ... are compared: the best by points is looked for among the winners, the worst
+             among the losers
+  point      the best and the worst by points of all
+  pair       the winner and the loser of a random comparison
+  random     two random samples, whichever first: the paper says no more of its random pairs, which leave the generator
+             where it was
+
+A pair of the first two is dropped unless it differs by more than `margin`. Unlike the released code, which compares
+scores as texts and takes what it cannot read for a win of the first, scores are numbers, and ties and failures are
+nobody's and are counted. Of equal scores the first sample is the best and the last one the worst.
 """
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rewards.judging import judge
-from rewards.judging.judge import Answerer, Pairs, Points
-from rewards.judging.questions import Question
-
-
-class Chosen(NamedTuple):
-  """A pair of candidates of a prompt and their scores."""
-  prompt: int
-  win: int
-  lose: int
-  score_win: float
-  score_lose: float
+CALLS = {"two_stage": 2, "point": 1, "pair": 1, "random": 0}  # a judge's answers for each sample: one score; half of a
+                                                              # comparison of neighbours, which has two orders
+DROPPED = ("undecided", "unscored", "close")
 
 
 class Sifted(NamedTuple):
-  """What is left of P prompts, and how both questions went."""
-  chosen: list       # [Chosen]
-  dropped: dict      # {"undecided", "unscored", "close"}: how many prompts were dropped, and why
-  pairs: Pairs
-  points: Points
+  """What is left of P prompts."""
+  chosen: list   # [(prompt, win, lose)]
+  dropped: dict  # prompts: {"undecided": no comparison was, "unscored": too few scores, "close": none differs enough}
 
 
-def sift(answerer: Answerer, view: Any, compare: Question, rate: Question, candidates: list, keys: Any,
-         margin: float = 0.0, readings: tuple = ("text", "text")) -> Sifted:
-  """candidates: [P][G] Asked with one candidate each, G even. keys [P]. compare, rate: a question about two candidates
-  and one about a single one. margin: by how much the scores of a pair must differ, in units of the score. readings: of
-  `compare` and of `rate`. Only candidates of decided pairs are scored."""
+def sift(way: str, scores: Any, won: Any, *, pairs: int = 1, margin: float = 0.0, seed: int = 0) -> Sifted:
+  """At most `pairs` pairs of each prompt, no sample in two of them.
+
+  Args:
+    way: one of the above. scores [P n], NaN where there is none; random pairs are of those that have one.
+    won: [P n] the share of its comparisons that a sample won, NaN where there is none.
+    margin: in units of the score. seed: of random choices; those of a prompt do not depend on the others.
+
+  Raises: ValueError for another way, a negative margin, and for `pair` where shares are not those of neighbours.
+  """
+  if way not in CALLS:
+    raise ValueError(f"way = {way!r} is not one of {', '.join(CALLS)}; choose one of them")
   if not margin >= 0:
     raise ValueError(f"margin = {margin} must be at least 0, in units of the score; 0 drops equal scores only")
-  found = judge.group(answerer, view, compare, candidates, judge.fold(keys, 0), "adjacent", reading=readings[0])
-  sides = decided(found, len(candidates))
-  rows = [(p, i) for p, (winners, losers) in enumerate(sides) for i in sorted(winners + losers)]
-  prompt, place = (np.array([row[axis] for row in rows], int) for axis in (0, 1))
-  points = judge.point(answerer, view, rate, [candidates[p][i] for p, i in rows],
-                       judge.fold(judge.fold(keys, 1)[prompt], place), readings[1])
-  scores = dict(zip(rows, points.score, strict=True))
-  chosen, dropped = [], {"undecided": 0, "unscored": 0, "close": 0}
-  for p, (winners, losers) in enumerate(sides):
-    one = best(p, winners, losers, {i: scores[p, i] for i in winners + losers}, margin)
-    if isinstance(one, Chosen):
-      chosen.append(one)
+  scores, won, chosen, dropped = np.asarray(scores, float), np.asarray(won, float), [], dict.fromkeys(DROPPED, 0)
+  for p, (points, share) in enumerate(zip(scores, won, strict=True)):
+    found = of_prompt(way, points, share, pairs, margin, np.random.default_rng([seed, p]))
+    if isinstance(found, str):
+      dropped[found] += 1
     else:
-      dropped[one] += 1
-  return Sifted(chosen, dropped, found.pairs, points)
+      chosen += [(p, int(win), int(lose)) for win, lose in found]
+  return Sifted(chosen, dropped)
 
 
-def decided(found: judge.Wins, prompts: int) -> list:
-  """[P] of (winners, losers) of pairs that are neither failed nor tied."""
-  sides = [([], []) for _ in range(prompts)]
-  for share, (p, i, j) in zip(found.pairs.probability, found.index, strict=True):
-    if share != 0.5 and not np.isnan(share):
-      win, lose = (i, j) if share > 0.5 else (j, i)
-      sides[p][0].append(win)
-      sides[p][1].append(lose)
-  return sides
-
-
-def best(prompt: int, winners: list, losers: list, scores: dict, margin: float) -> Chosen | str:
-  """The pair of a prompt, or why there is none; of equal scores the first counts."""
-  if not winners:
-    return "undecided"
-  winners, losers = ([i for i in side if not np.isnan(scores[i])] for side in (winners, losers))
-  if not winners or not losers:
+def of_prompt(way: str, points: np.ndarray, won: np.ndarray, pairs: int, margin: float, rng: Any) -> list | str:
+  """[(win, lose)] of one prompt, or why there is none."""
+  valid = np.flatnonzero(~np.isnan(points))
+  if way == "pair":
+    found = decided(won)
+    return [found[i] for i in rng.permutation(len(found))[:pairs]] or "undecided"
+  if way == "random":
+    drawn = rng.permutation(valid)[:2 * pairs]
+    return [*zip(drawn[::2], drawn[1::2], strict=False)] or "unscored"
+  order = valid[np.argsort(-points[valid], kind="stable")]
+  best, worst = order[:len(order) // 2], order[::-1]
+  if way == "two_stage":
+    if not (won > 0.5).any():
+      return "undecided"
+    best, worst = order[won[order] > 0.5], worst[won[worst] < 0.5]
+  if not len(best) or not len(worst):
     return "unscored"
-  win, lose = max(winners, key=lambda i: scores[i]), min(losers, key=lambda i: scores[i])
-  if not scores[win] - scores[lose] > margin:
-    return "close"
-  return Chosen(prompt, win, lose, float(scores[win]), float(scores[lose]))
+  return [(win, lose) for win, lose in zip(best[:pairs], worst, strict=False)
+          if points[win] - points[lose] > margin] or "close"
+
+
+def decided(won: np.ndarray) -> list:
+  """[(winner, loser)] of the neighbours whose comparison was decided."""
+  first, second = won[::2], won[1::2]
+  if len(won) % 2 or not np.allclose(second, 1 - first, equal_nan=True):
+    raise ValueError(f"way = 'pair': shares {won.tolist()} are not those of neighbours, one of which has what the "
+                     "other has not; compare with scheme 'adjacent' an even number of samples")
+  return [(2 * i, 2 * i + 1) if share > 0.5 else (2 * i + 1, 2 * i) for i, share in enumerate(first)
+          if share != 0.5 and not np.isnan(share)]

@@ -16,9 +16,9 @@ from rewards.scenes.check import check, soft
 from rewards.scenes.detect import detect
 from rewards.scenes.diversity import diversity
 from rewards.scenes.reward import make
-from rewards.scenes.scenes import batch, prompts
+from rewards.scenes.scenes import batch, prompt, prompts
 from rewards.scenes.world import CATEGORIES, COLORS, SHAPES, World
 from rewards.scenes.world import make as make_world
 
 __all__ = ["CATEGORIES", "COLORS", "SHAPES", "World", "batch", "check", "clip", "detect", "diversity", "make",
-           "make_world", "prompts", "soft"]
+           "make_world", "prompt", "prompts", "soft"]

@@ -2,7 +2,8 @@
 
 Distances between two samples are means over what is open, each in [0, 1]: for every object position (distance over the
 diagonal), size (radius difference over the range of radii) and, where the caption does not name them, colour and shape
-(equal or not). Place and relation are named and still leave room, so positions always count.
+(equal or not). Place and relation are named and still leave room, so positions always count. Of a clip, the place and
+the size of each thing are their means over the frames in which it is recognised.
 """
 import itertools
 
@@ -18,7 +19,7 @@ def diversity(specs, detections, correct, group):
 
   Args:
     specs: list of B specs, samples of one prompt contiguous.
-    detections: list of B lists of objects, from `detect`.
+    detections: list of B lists of objects, from `detect`, or of clips from `clip.detect`.
     correct: bool [B].
     group: samples of each prompt.
 
@@ -45,9 +46,17 @@ def spread(spec, samples):
 
 def assigned(spec, objects):
   """The objects of each clause, as [(open shape, open colour, objects from left to right)]."""
+  if "motion" in spec:
+    return [(False, False, mean(thing, objects)) for thing in spec["motion"]]
   return [("class" not in clause or clause["class"] == "object", "color" not in clause,
            sorted(members(clause, objects)[:clause["count"]], key=lambda o: (o["x"], o["y"])))
           for clause in spec["include"]]
+
+
+def mean(thing, frames):
+  """A thing of a clip as one object, or none where it is in no frame."""
+  seen = [o for objects in frames for o in objects if (o["shape"], o["color"]) == (thing["class"], thing["color"])]
+  return [{name: float(np.mean([o[name] for o in seen])) for name in ("x", "y", "r")}] if seen else []
 
 
 def distance(a, b):

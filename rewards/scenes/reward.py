@@ -17,7 +17,8 @@ def make(strict: float = .5, soft: float = .5, exact: bool = False) -> Reward:
 
   Returns:
     Reward on the host. `score` reads the specs in batch["meta"]; part `junk` (weight 0) is the number of unrecognisable
-    objects (of a clip: of a frame). Samples with non-finite media are invalid and score 0.
+    objects (of a clip: of a frame). Of clips there are also parts `shape`, `color` and `motion` (weight 0), 1 where
+    that is right of everything that the caption names (clip.py). Samples with non-finite media are invalid and score 0.
 
   Raises:
     ValueError: weights that are negative or all 0; while scoring, meta that is missing or of another length.
@@ -32,8 +33,8 @@ def make(strict: float = .5, soft: float = .5, exact: bool = False) -> Reward:
     specs = described(batch, media)
     valid = np.isfinite(media.reshape(len(media), -1)).all(1)
     found = detected(np.where(valid.reshape(-1, *[1] * (media.ndim - 1)), media, 0))
-    parts = np.array([verdict(spec, objects, exact) for spec, objects in zip(specs, found, strict=True)], np.float32)
-    parts = dict(zip(("exact", "soft", "junk"), np.where(valid, parts.T, 0).astype(np.float32), strict=True))
+    rows = [verdict(spec, objects, exact) for spec, objects in zip(specs, found, strict=True)]
+    parts = {name: np.where(valid, [row[name] for row in rows], 0).astype(np.float32) for name in rows[0]}
     total = np.float32(strict) * parts["exact"] + np.float32(soft) * parts["soft"]
     return Scores(total.astype(np.float32), parts, valid)
 
@@ -60,9 +61,10 @@ def detected(media):
 
 
 def verdict(spec, objects, exact):
-  """(strict, soft, junk) of one sample."""
+  """{part: value} of one sample."""
   if "motion" in spec:
     junk = sum(o["shape"] == "junk" for frame in objects for o in frame) / max(len(objects), 1)
-    return clip.check(spec, objects), clip.soft(spec, objects), junk
+    return {"exact": clip.check(spec, objects), "soft": clip.soft(spec, objects), "junk": junk,
+            **clip.parts(spec, objects)}
   junk = sum(o["shape"] == "junk" for o in objects)
-  return check(spec, objects, exact), soft(spec, objects), junk
+  return {"exact": check(spec, objects, exact), "soft": soft(spec, objects), "junk": junk}

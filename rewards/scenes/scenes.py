@@ -116,7 +116,7 @@ def batch(seed, start, count, split="train", size=16, categories=None, weights=N
     raise ValueError(f"scenes batch: start {start} and count {count}, allowed are 0 or more and 1 or more; correct "
                      "them")
   world = worlds.make(**{**(world or worlds.World())._asdict(), "size": size})
-  categories = named(categories, split, seed)
+  categories = named(categories, split, seed, world)
   weights = tuple(weights) if weights else (1,) * len(categories)
   if len(weights) != len(categories) or min(weights) < 0 or sum(weights) <= 0:
     raise ValueError(f"scenes weights: {weights} for the categories {categories}, allowed is one of 0 or more each "
@@ -132,7 +132,7 @@ def batch(seed, start, count, split="train", size=16, categories=None, weights=N
   return np.concatenate(media), texts, specs
 
 
-def named(categories, split, seed):
+def named(categories, split, seed, world):
   """The checked categories."""
   categories = tuple(categories or worlds.CATEGORIES)
   wrong = [name for name in categories if name not in (*worlds.CATEGORIES, "long")]
@@ -142,6 +142,9 @@ def named(categories, split, seed):
   if split not in SPLITS or seed < 0:
     raise ValueError(f"scenes: split {split!r} and seed {seed}, allowed are {tuple(SPLITS)} and 0 or more; correct "
                      "them")
+  if world.most < 2:
+    raise ValueError(f"scenes world: most is {world.most}, allowed is 2 or more for pictures, whose captions name two "
+                     "objects; raise it, or set frames for clips")
   return categories
 
 
@@ -155,7 +158,7 @@ def prompts(split="test", count=480, seed=0, categories=None, world=None):
     List of (caption, spec); the specs have no objects.
   """
   world = world or worlds.World()
-  categories = named(categories, split, seed)
+  categories = named(categories, split, seed, world)
   rng = random.Random(f"prompts/{seed}/{split}")
   every = {kind: table.split(kind, split, world) for kind in categories if kind != "long"}
   orders = {kind: rng.sample(found, len(found)) for kind, found in every.items()}
@@ -171,3 +174,21 @@ def prompts(split="test", count=480, seed=0, categories=None, world=None):
     text, things, relation = captions.caption(combo, rng)
     made.append((text, described(combo, things, relation, [])))
   return made
+
+
+def prompt(key, seed=0, world=None):
+  """One caption of the combination with this canonical name, such as "color/1/none/circle-red", and its spec.
+
+  Args:
+    key: `Combo.key`, of either split. seed: of the wording, which is the same every time. world: a `World`.
+
+  Raises:
+    ValueError: no combination of this world has that name.
+  """
+  kind, world = key.split("/")[0], world or worlds.World()
+  found = [c for c in (table.combos(kind, world) if kind in worlds.CATEGORIES else ()) if c.key == key]
+  if not found:
+    raise ValueError(f"scenes prompt: no combination is called {key!r}, allowed are names such as "
+                     f"{table.combos('two', world)[1].key!r}, things in alphabetical order; correct it")
+  text, things, relation = captions.caption(found[0], random.Random(f"prompt/{seed}/{key}"))
+  return text, described(found[0], things, relation, [])

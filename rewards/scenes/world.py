@@ -53,7 +53,7 @@ def make(**options):
                        f"change {wrong or 'the list'}")
   if world.size < 12:
     raise ValueError(f"scenes world: size is {world.size}, allowed is 12 or more; smaller shapes cannot be told apart")
-  if not 2 <= world.most <= len(world.radius):
-    raise ValueError(f"scenes world: most is {world.most}, allowed is 2 to {len(world.radius)}, the number of radius "
+  if not 1 <= world.most <= len(world.radius):
+    raise ValueError(f"scenes world: most is {world.most}, allowed is 1 to {len(world.radius)}, the number of radius "
                      "ranges; give `radius` one range for every number of objects")
   return world._replace(shapes=tuple(world.shapes), colors=tuple(world.colors))

@@ -31,6 +31,22 @@ def test_clean_of_a_generator_is_x0_of_its_network():
   np.testing.assert_allclose(generator.clean(made, view, cond, x, t, False), x - expand(t, x) * y, atol=1e-5)
 
 
+def test_what_another_model_says_stands_in_place_of_the_text():
+  made = generator.build(PARTS)
+  view, cond = made.init(jax.random.key(0)), made.encode(["a red circle", "two blue squares"])
+  given = text.make("tiny").apply({"params": view["text"]}, cond["tokens"], cond["mask"])[0]
+  x, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 3)), jnp.array([0.8, 0.3])
+  call = jax.jit(lambda cond: made.predictor(view, cond, False)(x, t))
+  said = {"context": given[:, :7], "mask": cond["mask"][:, :7]}  # of another length, too
+  np.testing.assert_allclose(call(said), call(cond), atol=1e-5)
+  assert np.abs(call({**said, "context": said["context"][::-1]}) - call(cond)).max() > 1e-4
+  with pytest.raises(ValueError, match=r"context of shape \(2, 7, 15\) must be 16 wide"):
+    made.predictor(view, {**said, "context": said["context"][..., :15]}, False)
+  led = generator.build({**PARTS, "guidance": 2.0})
+  with pytest.raises(ValueError, match="guidance: .*only guidance = 1 is allowed"):
+    led.predictor(view, said, True)
+
+
 def test_uint8_rounds_to_the_nearest_level():
   levels = np.array([0, 0.52, 1.4, 254.6, 255]) / 255
   assert generator.to_uint8(levels).tolist() == [0, 1, 1, 255, 255]
@@ -46,6 +62,11 @@ def test_refusals(change, words):
   with pytest.raises(ValueError) as error:
     generator.build({**PARTS, **change})
   assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_description_of_something_else_is_refused():
+  with pytest.raises(ValueError, match="description is of 'autoencoder', with generator, name; generators have net"):
+    generator.build({"name": "autoencoder", "generator": PARTS})
 
 
 def test_a_text_module_of_another_kind_needs_no_vocab():

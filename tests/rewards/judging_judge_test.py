@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion import vlm
-from rewards.judging import judge, sift
+from rewards.judging import judge
 from rewards.judging.formats import TABLE
 from rewards.judging.judge import Answerer, Said
 from rewards.judging.questions import Asked
@@ -238,7 +238,7 @@ def test_options_that_begin_others():
   np.testing.assert_allclose(apart(np.log([[0.5, 0.25]]), [(1,), (10,)]), [[0.5, 0.25]])  # "10" is a token of its own
 
 
-# --- groups and pairs for training ------------------------------------------------------------------------------------
+# --- groups -----------------------------------------------------------------------------------------------------------
 
 
 def test_win_rates_of_all_pairs():
@@ -277,33 +277,6 @@ def test_nothing_to_ask():
   assert judge.point(broken, {}, SCORE, [], KEYS[:0]).score.shape == (0,)
 
 
-def sifted(rows, **options):
-  return sift.sift(synthetic(0.2), {}, PAIR, SCORE, rows, KEYS[:len(rows)], **options)
-
-
-def test_pairs_then_points():
-  rows = [[one(q) for q in (20, 50, 90, 30, 25, 40)],          # winners 50 90 40, losers 20 30 25
-          [one(50), one(50), one(51), one(50)],                 # ties and flips only
-          [one(90), one(30, 2), one(20), one(20)],              # a failed pair gives no winner
-          [one(90), one(100), one(30), one(40)]]
-  found = sifted(rows)
-  assert [tuple(c) for c in found.chosen] == [(0, 2, 0, 9, 2), (3, 1, 2, 10, 3)]
-  assert found.dropped == {"undecided": 2, "unscored": 0, "close": 0}
-  assert len(found.points.score) == 6 + 4  # only candidates of decided pairs
-
-
-def test_ten_is_more_than_nine():
-  assert sifted([[one(100), one(20), one(90), one(30)]]).chosen[0][:3] == (0, 0, 1)
-
-
-def test_prompts_that_are_dropped():
-  close = sifted([[one(90), one(80), one(30), one(20)]], margin=7.0)
-  assert close.chosen == [] and close.dropped == {"undecided": 0, "unscored": 0, "close": 1}
-  assert len(sifted([[one(90), one(80), one(30), one(20)]], margin=6.9).chosen) == 1
-  unscored = sifted([[one(90), one(200)], [one(0), one(50)]])
-  assert unscored.dropped == {"undecided": 0, "unscored": 2, "close": 0}
-
-
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -318,7 +291,6 @@ def test_prompts_that_are_dropped():
   (lambda j: judge.group(j, {}, PAIR, [[one(1)] * 2], KEYS[:1], "al"), "scheme = 'al' is not one of.*nearest: 'all'"),
   (lambda j: judge.group(j, {}, PAIR, [[one(1)] * 2], KEYS[:1], "reference"), "with references = None"),
   (lambda j: judge.group(j, {}, PAIR, [[one(1)] * 2], KEYS[:1], "all", [one(1)]), "with references = 1"),
-  (lambda j: sift.sift(j, {}, PAIR, SCORE, [], KEYS[:0], margin=-1), "margin = -1 must be at least 0"),
   (lambda j: paired(j._replace(say=lambda *a: []), [both(1, 2)]), "gave 0 answers to 2 conversations"),
   (lambda j: paired(j._replace(read=lambda *a: jnp.zeros((2, 2))), [both(1, 2)], reading="probability"),
    r"gave shape \(2, 2\) for 2 conversations and 3 options"),

@@ -1,4 +1,6 @@
 """A judge as a Reward: the samples of a prompt against each other, what is masked, and what batches must be."""
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -162,3 +164,72 @@ def test_parts_have_the_same_names_whatever_was_said():
 def test_a_single_sample_has_nothing_to_be_compared_with():
   with pytest.raises(ValueError, match="compares the samples of a prompt, but prompts have 1; raise config.group"):
     scored(PAIR, batch(1, 1), media(3, 6))
+
+
+# --- answers, and what is written -------------------------------------------------------------------------------------
+
+UNDERSTOOD = {kind: TABLE[f"image_understanding_{kind}"]._replace(side=None) for kind in ("point_v1", "pair_v1_qwen")}
+CLIP = TABLE["video_understanding_point_v1"]._replace(side=None, frames=None, as_images=True)
+WORDS = ["short", "a longer one", "?", None, "longest of them all"]
+TOKENS = np.arange(4)[:, None]
+
+
+def reader(shown=None):
+  """Longer answers are better; a question mark is beyond it. shown: a list that is given what it sees."""
+  def answer(talk):
+    *seen, said = talk[0]["content"]
+    found = re.findall(r"Answer(?: [12])?: \[(.*?)\]", said["text"])
+    if shown is not None:
+      shown.append([part["image"] for part in seen])
+    if "?" in found:
+      return "Who knows?"
+    if len(found) == 1:
+      return f"Final Score: {len(found[0])}"
+    return f"Answer {1 if len(found[0]) > len(found[1]) else 2} is better"
+  return Answerer(lambda view, talks, keys: [Said(answer(talk)) for talk in talks], None)
+
+
+def of_answers(question, asked, shown=None, **options):
+  return make_host(reader(shown), question, said=lambda ids: WORDS[ids[0]], **options)
+
+
+def test_answers_are_judged_beside_what_they_are_about():
+  pictures = np.random.default_rng(0).integers(0, 256, (4, 2, 4, 4, 3)).astype(np.uint8)
+  asked, shown = batch(4, media=pictures, shown=np.array([1, 1, 1, 1])), []
+  found = of_answers(UNDERSTOOD["point_v1"], asked, shown).score({}, asked, TOKENS, KEYS[:4])
+  assert found.total.tolist() == [5, 12, 0, 0] and found.valid.tolist() == [True, True, False, False]
+  assert len(shown) == 4 and all(len(one) == 1 for one in shown)  # three answers, and the unreadable one once more
+  np.testing.assert_array_equal(shown[1][0], pictures[1, 0])
+  rank = of_answers(UNDERSTOOD["pair_v1_qwen"], asked, scheme="adjacent")
+  found = rank.score({}, asked, np.array([[0], [1], [4], [0]]), KEYS[:4])
+  assert found.total.tolist() == [0, 1, 1, 0] and found.valid.all()
+
+
+def test_all_pictures_of_an_answer_about_a_clip_are_its_frames():
+  pictures = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4, 3)).astype(np.uint8)
+  asked, shown = batch(1, 1, media=pictures, shown=np.array([3, 2])), []
+  assert of_answers(CLIP._replace(range=(1, 100)), asked, shown).score({}, asked, TOKENS[:2], KEYS[:2]).valid.all()
+  assert [len(one) for one in shown] == [3, 2]
+
+
+def test_what_was_written_is_told_when_asked_again():
+  asked = batch(4, media=np.zeros((4, 4, 4, 3), np.uint8))
+  made = of_answers(UNDERSTOOD["point_v1"], asked)
+  assert made.explain({}, asked, TOKENS, KEYS[:4]) == ["Final Score: 5", "Final Score: 12", "Who knows?", ""]
+  rank = make_host(brightness(hopeless=7), PAIR, init=lambda key: {"net": 3}, scheme="adjacent")
+  said = rank.explain({"net": 3}, batch(4), media(3, 7, 2, 9), KEYS[:4])
+  assert said == ["? | ?", "? | ?", *["Image 2 is better | Image 1 is better"] * 2]
+
+
+@pytest.mark.parametrize("question, said, scheme, message", [
+  (PAIR, len, "all", "judges media, but answers says that samples are tokens; leave it out"),
+  (UNDERSTOOD["pair_v1_qwen"], len, "reference", "compares with media, but these are answers; choose all, ring or"),
+])
+def test_judges_of_answers_that_cannot_be(question, said, scheme, message):
+  with pytest.raises(ValueError, match=message):
+    make_host(brightness(), question, said=said, scheme=scheme)
+
+
+def test_answers_to_nothing():
+  with pytest.raises(ValueError, match="batch entry 'media' is missing, but question 'image_understanding_point_v1'"):
+    of_answers(UNDERSTOOD["point_v1"], {}).score({}, batch(1), TOKENS[:1], KEYS[:1])

@@ -120,6 +120,41 @@ def test_the_reward_scores_clips():
   assert (scenes.make().score({}, {"meta": specs}, media[:, ::-1] / 255, None).parts["exact"] == 0).all()  # backwards
 
 
+def test_the_parts_of_a_clip_are_told_apart():
+  """A caption with one word changed: that part is wrong, and no other."""
+  world = scenes.make_world(most=1)
+  media, _, specs = scenes.clip.batch(0, 0, 60, frames=6, world=world)
+  score = lambda specs, media=media: scenes.make().score({}, {"meta": specs}, media / 255, None).parts
+  assert all((part == (name != "junk")).all() for name, part in score(specs).items())
+  choices = {"direction": [*scenes.clip.DIRECTIONS], "speed": [*scenes.clip.SPEEDS], "color": [*scenes.COLORS],
+             "class": [*scenes.SHAPES]}
+  wrong = {"direction": "motion", "speed": "motion", "color": "color", "class": "shape"}
+  for name, words in choices.items():
+    other = lambda thing: words[(words.index(thing[name]) + 1) % len(words)]  # noqa: B023 (called at once)
+    found = score([{**s, "motion": [{**s["motion"][0], name: other(s["motion"][0])}]} for s in specs])
+    assert all((found[part] == (part != wrong[name])).all() for part in ("shape", "color", "motion")), name
+    assert not found["exact"].any()
+  still = score(specs, np.repeat(media[:, :1], 6, 1))
+  assert still["shape"].all() and still["color"].all() and not still["motion"].any()
+  seldom = media.copy()
+  seldom[:, :3] = np.asarray(scenes.world.BACKGROUND)
+  assert not any(score(specs, seldom)[part].any() for part in ("shape", "color", "motion"))  # in half of the frames
+
+
+def test_the_parts_of_a_clip_ask_for_every_thing_and_hold_where_it_is_right():
+  media, _, specs = scenes.clip.batch(0, 0, 100)
+  found = scenes.clip.detect(media)
+  order = np.random.default_rng(0).permutation(100)
+  both = [i for i, s in enumerate(specs) if len(s["motion"]) == 2]
+  for i in range(100):
+    parts = scenes.clip.parts(specs[order[i]], found[i])
+    assert all(parts.values()) or not scenes.clip.check(specs[order[i]], found[i])
+  for i in both[:20]:
+    first = {**specs[i], "motion": specs[i]["motion"][:1]}
+    lost = [[o for o in frame if o["color"] == first["motion"][0]["color"]] for frame in found[i]]
+    assert all(scenes.clip.parts(first, lost).values()) and not any(scenes.clip.parts(specs[i], lost).values())
+
+
 @pytest.mark.parametrize("call, words", [
   (lambda: scenes.make(strict=-1), ["strict=-1", "0 or more"]),
   (lambda: scenes.make(strict=0, soft=0), ["positive sum"]),

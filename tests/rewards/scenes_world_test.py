@@ -133,6 +133,12 @@ def test_a_world_can_have_other_objects():
   assert max(len(s["objects"]) for s in specs) == 3
 
 
+def test_a_world_of_one_object_has_clips_of_one():
+  world = scenes.make_world(most=1)
+  assert {len(s["objects"]) for s in scenes.clip.batch(0, 0, 100, world=world)[2]} == {1}
+  assert {len(s["motion"]) for _, s in scenes.clip.prompts(count=100, world=world)} == {1}
+
+
 @pytest.mark.parametrize("call, words", [
   (lambda: scenes.batch(0, 0, 1, "dev"), ["split 'dev'", "train"]),
   (lambda: scenes.batch(0, 0, 1, categories=["colour"]), ["'colour'", "color", "choose"]),
@@ -140,9 +146,14 @@ def test_a_world_can_have_other_objects():
   (lambda: scenes.batch(0, 0, 0), ["count 0", "1 or more"]),
   (lambda: scenes.batch(0, 0, 1, size=8), ["size is 8", "12 or more"]),
   (lambda: scenes.batch(0, 0, 1, world=scenes.World(shapes=("star", "circle"))), ["shapes", "star"]),
-  (lambda: scenes.batch(0, 0, 1, world=scenes.World(most=5)), ["most is 5", "2 to 4"]),
+  (lambda: scenes.batch(0, 0, 1, world=scenes.World(most=5)), ["most is 5", "1 to 4"]),
+  (lambda: scenes.batch(0, 0, 1, world=scenes.World(most=0)), ["most is 0"]),
+  (lambda: scenes.batch(0, 0, 1, world=scenes.World(most=1)), ["most is 1", "2 or more for pictures"]),
+  (lambda: scenes.prompts(world=scenes.World(most=1)), ["most is 1", "set frames"]),
   (lambda: scenes.prompts("dev"), ["'dev'"]),
   (lambda: scenes.clip.batch(0, 0, 1, frames=1), ["frames 1", "2 or more"]),
+  (lambda: scenes.clip.batch(0, 0, 1, "dev"), ["clips: split 'dev'", "train"]),
+  (lambda: scenes.clip.prompts("dev"), ["clips: split 'dev'", "test"]),
 ])
 def test_bad_input_is_named(call, words):
   with pytest.raises(ValueError) as error:

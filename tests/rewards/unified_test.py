@@ -11,6 +11,7 @@ from PIL import Image
 from align import assemble, build, evaluate, shard
 from diffusion import vlm
 from rewards import judge, mix, unified
+from rewards.judging import questions
 
 SIDE = 56
 QUESTIONS = [
@@ -189,3 +190,16 @@ def test_bad_input_is_named(capsys, folder, prompts, files, arguments, message):
   code, out, err = said(capsys, "--model", folder, "--prompts", prompts,
                         *(files / a if a.endswith("png") else a for a in arguments))
   assert code == 2 and not out and message in err
+
+
+def test_small_pictures_are_shown_at_the_side_that_a_judge_knows():
+  small = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
+  large = np.stack([questions.squared(picture, 32) for picture in small])
+  asked, keys = {"prompt": ["a red circle", "two cubes"]}, jax.random.split(jax.random.key(0), 2)
+  view = {"net": vlm.load(vlm.open_("judge"))}
+
+
+  def told(media, **options):
+    made = unified.make("judge", "scenes_image_point", length=6, dtype="float32", **options)
+    return made.explain(view, asked, media / 255, keys)
+  assert told(small, side=32) == told(large)

@@ -16,7 +16,8 @@ WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 class Net(nn.Module):
   @nn.compact
   def __call__(self, x, t, context, mask=None, pooled=None):
-    said = jnp.broadcast_to(pooled[:, None, None], x.shape[:3] + pooled.shape[-1:])
+    said = pooled.reshape(len(x), *[1] * (x.ndim - 2), -1)
+    said = jnp.broadcast_to(said, x.shape[:-1] + pooled.shape[-1:])
     h = jnp.concatenate([said, x, jnp.broadcast_to(expand(t / 1000, x), x.shape)], -1)
     return nn.Dense(x.shape[-1], name="out")(jnp.tanh(nn.Dense(16, name="in")(h)))
 
@@ -28,11 +29,11 @@ class Text(nn.Module):
     return context, context.mean(1)
 
 
-def policy(kind: str = "flow", kernel: str = "flow_sde", steps: int = 5):
-  """A policy of a few hundred parameters: flow, or ddpm with its own kernel."""
+def policy(kind: str = "flow", kernel: str = "flow_sde", steps: int = 5, frames: int = 0):
+  """A policy of a few hundred parameters: flow, or ddpm with its own kernel; of pictures, or of clips."""
   made = processes.flow() if kind == "flow" else processes.ddpm()
   return diffusion.make(Net(), Text(), made, kernel if kind == "flow" else "ddim", length=6, size=SIDE, channels=1,
-                        steps=steps, law="uniform")
+                        steps=steps, frames=frames, law="uniform")
 
 
 def reward(where: str = "gradient", failing: int = -1) -> Reward:
@@ -41,8 +42,9 @@ def reward(where: str = "gradient", failing: int = -1) -> Reward:
 
   def score(view, batch, media, keys):
     lib = np if where == "host" else jnp
-    bright = lib.asarray(media).mean((1, 2, 3))
-    total = bright - (lib.asarray(media) ** 2).mean((1, 2, 3))
+    axes = tuple(range(1, media.ndim))
+    bright = lib.asarray(media).mean(axes)
+    total = bright - (lib.asarray(media) ** 2).mean(axes)
     calls.append(where)
     if where == "host" and len(calls) - 1 == failing:
       total = total * np.nan
@@ -64,10 +66,11 @@ def texts(count: int = 8) -> Source:
   return Source(count, record, "toy")
 
 
-def data(pairs: bool = False, count: int = 8, media: bool = True) -> Source:
-  """Captioned pictures, pairs of them, or prompts alone."""
+def data(pairs: bool = False, count: int = 8, media: bool = True, frames: int = 0) -> Source:
+  """Captioned pictures or clips, pairs of them, or prompts alone."""
   def picture(i, shift):
-    return np.random.default_rng([i, shift]).integers(0, 256, (SIDE, SIDE, 1)).astype(np.uint8)
+    shape = (frames,) * bool(frames) + (SIDE, SIDE, 1)
+    return np.random.default_rng([i, shift]).integers(0, 256, shape).astype(np.uint8)
 
   def record(i):
     out = {"prompt": f"a handwritten {WORDS[i % 8]}", "meta": {}, "label": np.int32(i % 8)}
