@@ -133,18 +133,19 @@ def described(role: str, reward: dict) -> dict:
   return found
 
 
-def load_start(shapes: dict, start: dict, shardings: dict) -> dict:
-  """{name: leaf} of what a run begins from: {"policy": model, "reward": model, "reward/NAME": model}; a policy's leaves
-  are those of the base."""
+def load_start(shapes: dict, start: dict, shardings: dict, wider: int = 0) -> dict:
+  """{name: leaf} of what a run begins from: {"policy": model, "reward": model, "policy/PART": model, "reward/NAME":
+  model}; a policy's leaves are those of the base. wider: see folder.load."""
   known, found = tree.flatten(shapes), {}
   for role, model in (start or {}).items():
-    target = "base" if role == "policy" else role
+    target = re.sub("^policy(?=/|$)", "base", role)
     if not any(name.startswith(target + "/") for name in known):
       raise build.UserError(f"config.start.{role}: this run has no parameters called {role!r}; it has "
                             f"{', '.join(sorted(shapes))}")
     inside, place = (functools.reduce(lambda t, k: t[k], target.split("/"), tree_) for tree_ in (shapes, shardings))
     with build.blame(f"config.start.{role}"):
-      loaded = folder.load(model, role.split("/")[0], like=inside, place=place)
+      loaded = folder.load(model, role.split("/")[0], like=inside, place=place,
+                           wider=wider if target == "base" else 0)
     found |= {f"{target}/{name}": leaf for name, leaf in tree.flatten(loaded).items()}
   return found
 
@@ -161,7 +162,8 @@ def copies(parts: Parts, names) -> dict:
 def begin(parts: Parts, where: Place, seed: int, start: dict) -> dict:
   """Parameters of every role, on their shards; only what is not loaded is computed. No two leaves share memory, since
   what is trained is donated, and none is held twice on the way."""
-  flat = load_start(where.shapes, start, where.shardings)
+  low = parts.policy.low if parts.policy else ()
+  flat = load_start(where.shapes, start, where.shardings, low[-1] if low else 0)
   places, types = tree.flatten(where.shardings), tree.flatten(where.shapes)
   copied = copies(parts, places)
   wanted = [name for name in places if name not in flat and name not in copied]

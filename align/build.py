@@ -27,7 +27,7 @@ PACKAGES = {
   "data": "align.datasets", "prompts": "align.datasets", "heldout": "align.datasets", "pretrain": "align.datasets",
   "net": "diffusion.nets", "text": "diffusion.nets", "vae": "diffusion.nets",
   "process": "diffusion.process", "kernel": "diffusion.kernels", "diversity": "rewards.diversity",
-  "dataset": "align.prepare",
+  "dataset": "align.prepare", "generator": "diffusion", "connector": "diffusion.nets",
 }
 GROUPS = {"rewards": "rewards"}    # argument name of a dict {any name: component} -> where they are looked up
 DEFAULTS = {"optim": "adamw"}      # components that a run has even where nothing names them
@@ -47,9 +47,10 @@ OPTIONS = {
   "lora": Options("align.lora:wrap", ("policy",), False),
   "evaluate": Options("align.evaluate:probe", ("policy", "seed", "mesh", "reward"), False),
   "guard": Options("align.health:rule", (), True),
+  "captioner": Options("align.policies.chat:make", ("question", "states"), False),
 }
-TASKS = {name: f"align.{name}:{name}" for name in ("prepare", "train", "collect", "evaluate", "examine",
-                                                    "pipeline")}
+TASKS = {name: f"align.{name}:{name}" for name in ("prepare", "train", "sample", "collect", "evaluate", "examine",
+                                                    "swap", "pipeline", "claims")}
 
 
 class UserError(ValueError):

@@ -19,7 +19,8 @@ from align import build
 from align.build import nearest, refuse
 
 # Options that may differ when a run is continued, also inside a pipeline: they change no number of it.
-FREE = r"^config\.(runs\.[^.]+\.)?(mesh|log_every|save_every|keep|evaluate\.guard\.action)(\.|$)"
+FREE = (r"^config\.(runs\.[^.]+\.)?(mesh|log_every|save_every|keep|evaluate\.guard\.action|"
+        r"sweeps|into|jobs|run_missing)(\.|$)")  # the last four of claims, whose runs are those of their sweeps
 
 
 # --- overrides -------------------------------------------------------------------------------------------------------
@@ -121,13 +122,13 @@ def set_(node: Any, key: str, text: Any, at: str) -> Any:
   value, current = parse(text), node[key]
   if isinstance(current, ml_collections.ConfigDict) and isinstance(value, Mapping):
     return value
+  if {type(value), type(current)} == {bool, str}:  # a switch that may be a name too, as remat is: `build` knows
+    with node.ignore_type():
+      node[key] = value
+    return value
   try:
     node[key] = text if isinstance(current, str) and value is not None else value
   except (TypeError, ValueError) as e:
-    if isinstance(current, bool) and isinstance(value, str):  # a switch that may be a name too, as remat: `build` knows
-      with node.ignore_type():
-        node[key] = value
-      return value
     kind = "dict" if isinstance(current, ml_collections.ConfigDict) else type(current).__name__
     raise build.ConfigError(f"{at} = {text!r}: it must be of type {kind}; "
                             f"give a value like {build.plain(current)!r}") from e

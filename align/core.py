@@ -56,6 +56,7 @@ class Policy(NamedTuple):
   replay: Callable    # (view, rollout) -> Step, [B K] in front
   decode: Callable    # (view, x, frames=None) -> media
   still: str = ""     # regex of how names of parameters begin that have no gradient, such as an autoencoder's
+  low: tuple = ()     # shape of the data's `low` that a refiner enlarges, (h, w, C) or of a clip (F, h, w, C); else ()
 
 
 class Algorithm(NamedTuple):

@@ -26,7 +26,7 @@ from rewards.mix import looked
 
 class Outcome(NamedTuple):
   """P prompts x n samples of one arm."""
-  images: Any   # uint8 [P n H W C]
+  images: Any   # uint8 [P n H W C], or clips [P n F H W C]
   parts: dict   # {name: float [P n]}, NaN where a score failed
   prompts: list
   meta: list
@@ -69,13 +69,15 @@ def sample_all(policy, view, source, *, samples: int, batch: int, seed: int, mes
   check_images(policy)
   records = batches.readable(source)
   total = len(records) * samples
+  shown = [name for name in ("low", "media") if policy.low and name in records[0]]  # what a refiner enlarges
   draw, root, out, batch = sampler(policy, steps, mesh), jax.random.key(seed), [], even(batch, mesh)
   progress = metrics.Progress(math.ceil(total / batch), title=title)
   for first in range(0, total, batch):
     index = np.minimum(np.arange(first, first + batch), total - 1)  # the last batch is padded: one shape for all
     prompt, sample = index // samples, index % samples
     keys = jax.vmap(lambda p, s: jax.random.fold_in(jax.random.fold_in(root, p), s))(prompt, sample)
-    cond = policy.prepare({"prompt": [records[p]["prompt"] for p in prompt]})["cond"]
+    given = {name: np.stack([records[p][name] for p in prompt]) for name in shown}
+    cond = policy.prepare({"prompt": [records[p]["prompt"] for p in prompt], **given})["cond"]
     cond, keys = shard.put((cond, keys), batch_sharding(mesh))
     out.append(to_uint8(shard.to_host(draw(view, cond, keys))))
     progress.update(first // batch + 1)
@@ -108,16 +110,24 @@ def on_mesh(score, mesh):
   return run
 
 
-def scored(reward, score, view, flat, records, n, rows, batch, seed) -> dict:
-  index = np.minimum(np.arange(rows.start, rows.start + batch), rows.stop - 1)
-  mine = [records[i // n] for i in index]
-  numbers = {k: np.stack([r[k] for r in mine]) for k in mine[0] if k not in ("prompt", "meta", "media")}
+def asked(reward, flat, records, n, index) -> tuple[dict, Any]:
+  """(batch, media) of the samples `index` of flat [P n ...], as a reward on the host takes them: media are floats in
+  [0, 1], or tokens. The media of the records are seen by the reward's `prepare`, and stay beside tokens."""
+  mine, is_media = [records[i // n] for i in index], flat.dtype == np.uint8
+  numbers = {k: np.stack([r[k] for r in mine]) for k in mine[0] if k not in ("prompt", "meta")}
   ids = {"prompt_id": (index // n).astype(np.int32), "sample_id": (index % n).astype(np.int32)}
   texts = {"prompt": [r["prompt"] for r in mine], "meta": [r.get("meta", {}) for r in mine]}
+  media = looked(flat[index], None, reward.frames).astype(np.float32) / 255 if is_media else flat[index]
   whole = reward.prepare({**texts, **numbers, **ids})
+  return {k: v for k, v in whole.items() if not (is_media and k == "media")}, media
+
+
+def scored(reward, score, view, flat, records, n, rows, batch, seed) -> dict:
+  index = np.minimum(np.arange(rows.start, rows.start + batch), rows.stop - 1)
+  whole, media = asked(reward, flat, records, n, index)
   passed = whole if reward.where == "host" else batches.numeric(whole)[0]
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
-  result = score(view, passed, looked(flat[index], None, reward.frames).astype(np.float32) / 255, keys)
+  result = score(view, passed, media, keys)
   keep = rows.stop - rows.start
   valid = np.asarray(result.valid)[:keep]
   values = {"total": result.total, **result.parts}
@@ -126,13 +136,15 @@ def scored(reward, score, view, flat, records, n, rows, batch, seed) -> dict:
 
 def check_models(rewards: dict, models: dict) -> None:
   """Refuses weights for a reward that there is not."""
-  for name in sorted(set(models or {}) - set(rewards)):
-    raise build.UserError(f"config.models.{name} names no reward; the rewards are {', '.join(rewards)}; rename it")
+  for name in sorted(models or {}):
+    if name.split("/")[0] not in rewards:
+      raise build.UserError(f"config.models.{name} names no reward; the rewards are {', '.join(rewards)}; rename it")
 
 
 def load_rewards(rewards: dict, models: dict, seed: int, mesh) -> dict:
-  """{name: component} -> {name: (reward, view)}, with the trained weights that models = {name: workdir} points to, on
-  the mesh. Rewards that ask one public model share its parameters."""
+  """{name: component} -> {name: (reward, view)}, with the trained weights that models = {name: workdir}, or of a part
+  of a mixture {"name/part": workdir}, points to, on the mesh. Rewards that ask one public model share its parameters.
+  """
   check_models(rewards, models)
   out, held = {}, {}
   for name, spec in rewards.items():
@@ -140,12 +152,24 @@ def load_rewards(rewards: dict, models: dict, seed: int, mesh) -> dict:
     shapes = jax.eval_shape(reward.init, jax.random.key(seed))
     laid = places(shapes, mesh)
     with build.blame(f"config.models.{name}"):
-      found = folder.load(models[name], "reward", like=shapes, place=laid) if name in (models or {}) else (
-        published(spec, shapes, laid, held))
+      found = trained(name, models or {}, spec, shapes, laid, held)
     found, flat = tree.flatten(found), tree.flatten(laid)
     found |= drawn(reward, seed, {leaf: place for leaf, place in flat.items() if leaf not in found})
     out[name] = reward, tree.unflatten({leaf: shard.settled(found[leaf], place) for leaf, place in flat.items()})
   return out
+
+
+def trained(name: str, models: dict, spec: dict, shapes: dict, laid: dict, held: dict) -> dict:
+  """What workdirs, or else public models, hold of a reward's parameters."""
+  if name in models:
+    return folder.load(models[name], "reward", like=shapes, place=laid)
+  parts = {key.removeprefix(f"{name}/"): model for key, model in models.items() if key.startswith(f"{name}/")}
+  for part in parts:
+    if part not in shapes:
+      raise build.UserError(f"config.models.{name}/{part}: reward {name!r} has no part {part!r} with parameters, only "
+                            f"{', '.join(shapes) or 'none'}; rename or remove it")
+  own = {part: folder.load(model, "reward", like=shapes[part], place=laid[part]) for part, model in parts.items()}
+  return {**published(spec, shapes, laid, held), **own}
 
 
 def published(spec: dict, shapes: dict, laid: dict, held: dict) -> dict:
@@ -252,7 +276,8 @@ def evaluate(workdir: str, *, arms: dict, data: dict, rewards: dict, success: st
 def opened(model: str, mesh, made: dict, options: dict = None) -> tuple:
   """(policy, its parameters on the mesh) of a folder. made: policies by description, so that arms share programs.
   options: of the policy, in place of the folder's own."""
-  description = {**options, "model": model} if options else folder.describe(model)
+  found = folder.describe(model)
+  description = {**options, **({"model": model} if "model" in found else {})} if options else found
   key = json.dumps(description, sort_keys=True)
   policy = made.setdefault(key, build.build("align.policies", description))
   shapes = jax.eval_shape(policy.init, jax.random.key(0))

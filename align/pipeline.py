@@ -13,14 +13,17 @@ from pathlib import Path
 
 from align import build, main, metrics
 
+EXAMINED = ("scores", "accuracy", "means")  # of an examination's results
+
 
 def run(config: dict, workdir: str) -> dict:
   return pipeline(workdir, **{k: v for k, v in config.items() if k != "task"})
 
 
 def pipeline(workdir: str, *, runs: dict, seed: int = 0, title: str = "Pipeline") -> dict:
-  """Runs what is not done yet, in order, each in WORKDIR/NAME; the last evaluation becomes WORKDIR/report.html, and the
-  last examination WORKDIR/results.json.
+  """Runs what is not done yet, in order, each in WORKDIR/NAME; the last evaluation becomes WORKDIR/report.html and
+  WORKDIR/results.json, in which all examinations and collections are; without an evaluation the last examination
+  becomes the latter.
 
   `seed` is every run's seed unless that run's config sets one.
   """
@@ -39,10 +42,16 @@ def pipeline(workdir: str, *, runs: dict, seed: int = 0, title: str = "Pipeline"
       timed(log, spec, str(workdir / name))
   stages = [{"name": name, **{k: v for k, v in stage(workdir / name / "stage.json").items() if k != "done"}}
             for name in configs]
-  last = [name for name, spec in configs.items() if spec.get("task") in ("evaluate", "examine")]
-  if last and configs[last[-1]]["task"] == "examine":
-    return passed(workdir, last[-1], stages, title, seed)
-  return publish(workdir, last[-1] if last else None, stages, title, seed)
+  of_task = lambda task: [name for name, spec in configs.items() if spec.get("task") == task]
+  more = {"stages": stages, "title": title, "seed": seed}
+  if examinations := of_task("examine"):
+    found = {name: json.loads((workdir / name / "results.json").read_text()) for name in examinations}
+    more["examined"] = {name: {k: one[k] for k in EXAMINED if k in one} for name, one in found.items()}
+    if not of_task("evaluate"):
+      return passed(workdir, {**found[examinations[-1]], **more})
+  if collections := of_task("collect"):
+    more["collected"] = {name: json.loads((workdir / name / "results.json").read_text()) for name in collections}
+  return publish(workdir, of_task("evaluate")[-1], more) if of_task("evaluate") else {"stages": stages}
 
 
 def check(spec: dict, name: str) -> None:
@@ -120,21 +129,18 @@ def timed(log: Path, spec: dict, workdir: str) -> None:
     os.replace(log.with_suffix(".tmp"), log)
 
 
-def publish(workdir: Path, evaluation: str | None, stages: list, title: str, seed: int) -> dict:
-  """WORKDIR/report.html and results.json, from the last evaluation and the stages' costs."""
+def publish(workdir: Path, evaluation: str, more: dict) -> dict:
+  """WORKDIR/report.html and results.json, from the last evaluation and `more`: title, seed, the stages' costs, and what
+  every examination found."""
   from align import evaluate
-  if evaluation is None:
-    return {"stages": stages}
   config = json.loads((workdir / "config.json").read_text()) if (workdir / "config.json").is_file() else {}
-  results = {**evaluate.read(workdir / evaluation), "stages": stages, "title": title, "seed": seed}
+  results = {**evaluate.read(workdir / evaluation), **more}
   path = evaluate.publish(workdir / evaluation, workdir, results, config)
   print(f"report: {path}", flush=True)
   return results
 
 
-def passed(workdir: Path, examination: str, stages: list, title: str, seed: int) -> dict:
-  """WORKDIR/results.json from the last examination and the stages' costs."""
-  results = json.loads((workdir / examination / "results.json").read_text())
-  results |= {"stages": stages, "title": title, "seed": seed}
+def passed(workdir: Path, results: dict) -> dict:
+  """WORKDIR/results.json where there are examinations alone."""
   (workdir / "results.json").write_text(json.dumps(results, indent=1))
   return results

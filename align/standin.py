@@ -82,12 +82,14 @@ def record(parts: assemble.Parts, config: dict) -> dict:
     return build.build("align.datasets", data).record(0)
   entries = (() if parts.algorithm.rollout else
              ("win", "lose") if config["algorithm"]["name"] in PAIRS else ("media",))
-  return {"prompt": "a", **{name: np.zeros(picture(config), np.uint8) for name in entries}}
+  low = {"low": np.zeros(parts.policy.low, np.uint8)} if parts.policy and parts.policy.low else {}
+  return {"prompt": "a", **low, **{name: np.zeros(picture(config), np.uint8) for name in entries}}
 
 
 def picture(config: dict) -> tuple:
-  """(height, width, channels) of what the policy makes, or the reward judges."""
+  """(height, width, channels) of what the policy makes, of clips with frames before, or the reward judges."""
   made = config.get("policy") or config["reward"]
   if made.get("model"):
     return public.sizes(hub.open_(made["model"]), made.get("size"))[1]
-  return made["size"], made["size"], made["channels"]
+  frames = (made["frames"],) if made.get("frames") else ()
+  return *frames, made["size"], made["size"], made["channels"]

@@ -249,7 +249,7 @@ def memory_shapes(parts: Parts, params: dict, arrays: dict) -> Any:
     rollout = scores = None
     if parts.algorithm.rollout:
       rollout = parts.algorithm.rollout(params, seen, keys)
-      scores = evaluation.blank_scores(rollout.output.shape[0])
+      scores = evaluation.blank_scores(len(arrays["prompt_id"]))
     return parts.algorithm.select(params, (), rollout, scores, seen, key)[0]
   return jax.eval_shape(within(parts.mesh, traced), params, arrays)
 
@@ -423,5 +423,6 @@ def export_run(workdir: Path, parts: Parts, state, frozen, policy, reward, role,
 
 
 def generator_options(policy: dict) -> dict:
-  """The part of a policy's description that a sampler needs: not how noise levels were drawn and weights held."""
-  return {k: v for k, v in policy.items() if not k.startswith("law") and k != "param_dtype"}
+  """The part of a policy's description that a sampler needs: not how noise levels were drawn and weights held, and what
+  was asked of it in training."""
+  return {k: v for k, v in policy.items() if not k.startswith("law") and k not in ("param_dtype", "mode")}

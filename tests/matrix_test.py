@@ -18,8 +18,9 @@ NEEDS = {
   "rwr": {"algorithm": {"updates": 2}},
   "ppo": {"algorithm": {"clip": 1.0, "updates": 2}, "trained": "^(policy|value)/"},
   "dense": {"algorithm": {"clip": 1.0, "stored": 3, "tuples": 8, "updates": 2}},
-  "refl": {}, "fit": {"policy": None, "trained": "^reward/", "data": {"name": "toy:data"},
-                      "reward": {"name": "classifier", "classes": 8, "size": 4, "channels": 1, "width": 4}},
+  "refl": {}, "distill": {"data": {"name": "toy:data"}},
+  "fit": {"policy": None, "trained": "^reward/", "data": {"name": "toy:data"},
+          "reward": {"name": "classifier", "classes": 8, "size": 4, "channels": 1, "width": 4}},
   "compare": {"policy": None, "trained": "^reward/", "data": {"name": "toy:data", "pairs": True},
               "reward": {"name": "scalar", "net": {"name": "lm", "variant": "tiny"}, "length": 6, "size": 4,
                          "channels": 1}},
@@ -34,12 +35,13 @@ POLICIES = {"flow": {"name": "toy:policy"}, "ddpm": {"name": "toy:policy", "kind
             "tokens": {"name": "autoregressive", "net": {"name": "lm", "variant": "tiny"}, "cond": "prompt",
                        "length": 6, "prompt_length": 6},
             "unet": {**REAL, "net": {"name": "unet", "variant": "tiny", "channels": 1}},
-            "mmdit": {**REAL, "net": {"name": "mmdit", "variant": "tiny", "channels": 1}}}
+            "mmdit": {**REAL, "net": {"name": "mmdit", "variant": "tiny", "channels": 1}},
+            "clips": {"name": "toy:policy", "frames": 2}}
 MORE = {"lora": {"lora": {"rank": 2, "targets": "^net/.*kernel$"}, "trained": "^policy/lora/"},
         "tokens": {"data": {"name": "toy:texts"}}, "unet": {"mesh": {"data": 2, "fsdp": 4}},
         "mmdit": {"mesh": {"data": 2, "fsdp": 2, "model": 2}}}
 CHEAP = ("flow", "ddpm", "tokens", "none")  # of the other policies, most combinations are slow
-DAILY = (("dpo", "lora"), ("grpo", "lora"))
+DAILY = (("dpo", "lora"), ("grpo", "lora"), ("dpo", "clips"), ("nft", "clips"), ("refl", "clips"))
 CASES = [pytest.param(a, p, marks=[] if p in CHEAP or (a, p) in DAILY else pytest.mark.slow)
          for a in build.names("align.algorithms") for p in (("none",) if a in JUDGES else POLICIES)
          if p != "tokens" or a in TOKENS]
@@ -49,12 +51,14 @@ def config(name, kind, **more):
   """The run of one case: 4 updates, a stop possible after any."""
   needs = NEEDS[name]
   is_online, judge = name in ONLINE, "toy:words" if kind == "tokens" else "toy:reward"
+  data = needs.get("data", {"name": "toy:data", "media": False})
   return {
     "task": "train", "steps": 4, "batch": 8, "group": 4 if is_online else 1, "policy": POLICIES.get(kind),
-    "data": {"name": "toy:data", "media": False}, "log_every": 1, "save_every": 100, "mesh": {"data": 8},
+    "log_every": 1, "save_every": 100, "mesh": {"data": 8},
     "reward": {"name": judge} if is_online or name == "refl" else None,
     "optim": {"name": "adamw", "lr": 3e-3},
-    **needs, "algorithm": {"name": name, **needs.get("algorithm", {})}, **MORE.get(kind, {}),
+    **needs, "data": {**data, "frames": 2} if kind == "clips" else data,
+    "algorithm": {"name": name, **needs.get("algorithm", {})}, **MORE.get(kind, {}),
     **({"trained": "^(policy/lora|value)/"} if (name, kind) == ("ppo", "lora") else {}), **more,
   }
 

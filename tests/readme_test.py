@@ -50,6 +50,9 @@ JUDGE = (
 )
 COVERED = {
   'pip install -e ".[serve]"': "align/serve_test.py",
+  **{f"python -m align.main --config=configs/recipes/{name}.py --workdir=runs/{name}": f"recipes/{name}_test.py"
+     for name in ("unified_reward", "dense_reward", "seedance", "uae")},
+  "python -m align.main --config=configs/claims.py --workdir=runs/claims": "align/claims_test.py",
   "python -m align.serve --config=configs/quickstart.py --run=aligned": "align/serve_test.py",
   "python -m align.main --config=configs/quickstart.py --workdir=runs/far --config.runs.aligned.reward=remote":
     "align/serve_test.py",

@@ -36,7 +36,8 @@ def generalised(v, reward, lam: float):
 
 def example(policy) -> tuple:
   """Shapes of (x, cond) for one prompt; nothing is allocated."""
-  batch = policy.prepare({"prompt": ["a"], "meta": [{}]})
+  low = {"low": np.zeros((1, *policy.low), np.uint8)} if policy.low else {}
+  batch = policy.prepare({"prompt": ["a"], "meta": [{}], **low})
   arrays = {"cond": jax.tree.map(np.asarray, batch["cond"])}
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
   params = jax.eval_shape(policy.init, jax.random.key(0))

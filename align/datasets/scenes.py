@@ -32,6 +32,9 @@ def make(split: str = "train", count: int = 100_000, *, size: int = 16, seed: in
   if count < 1 or size < 12 or frames < 0 or frames == 1:
     raise UserError(f"scenes: count={count}, size={size}, frames={frames}; count is 1 or more, size 12 or more, "
                     "frames 0 or at least 2: correct the one that is outside")
+  if frames and data_dir is not None:
+    raise UserError(f"scenes: frames={frames} with data_dir={data_dir!r}, but only pictures are prepared on disk; "
+                    "leave data_dir out, and clips are drawn on the fly")
   if data_dir is not None:
     return prepared(data_dir, split, count, size)
   categories, weights = categories and tuple(categories), weights and tuple(weights)

@@ -36,14 +36,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 import rewards.judging
 from align.build import UserError, nearest
 from align.data import Source
 from rewards import scenes
 from rewards.judging import formats, questions
-from rewards.scenes import combos, render
+from rewards.scenes import combos, defects, render
 from rewards.scenes.scenes import CHUNK, SPLITS, fill
 
 FILE = Path(rewards.judging.__file__).parent / "scenes.json"
@@ -140,19 +139,8 @@ def another(rng: random.Random, draw: Any, spec: dict) -> tuple:
 def damaged(rng: random.Random, media: np.ndarray) -> np.ndarray:
   """uint8 [H W 3] or [F H W 3], in one of the ways of the docstring."""
   if media.ndim == 4 and rng.random() < 2 / 3:
-    if rng.random() < .5:
-      return np.repeat(media[:1], len(media), 0)
-    far = max(media.shape[1] // 8, 1)
-    return np.stack([np.roll(frame, [rng.choice((-far, far)), rng.choice((-far, far))], (0, 1)) for frame in media])
-  kind, values = rng.randrange(3), media.astype(np.float32)
-  if kind == 0:
-    values = 128 + .3 * (values - 128)
-  elif kind == 1:
-    spread = media.shape[-2] / 12
-    values = ndimage.gaussian_filter(values, [0] * (media.ndim - 3) + [spread, spread, 0])
-  else:
-    values = values + np.random.default_rng(rng.getrandbits(32)).normal(0, 60, media.shape)
-  return np.clip(values, 0, 255).astype(np.uint8)
+    return defects.moved_badly(rng, media)
+  return defects.looking_badly(rng, media)
 
 
 def graded(rng: random.Random, draw: Any, media: np.ndarray, spec: dict, level: int) -> tuple[np.ndarray, str]:

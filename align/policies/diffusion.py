@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align.build import UserError
+from align.build import UserError, blame
 from align.core import Policy, Rollout, Step
-from diffusion import generator, sample
+from diffusion import generator, refiner, sample
 from diffusion.core import expand, fold, mean_elements, normal
 from diffusion.process import shifted
+from rewards.mix import looked
 
 LAWS = ("uniform", "logit_normal", "levels")
 
@@ -40,35 +41,63 @@ def law_of_t(name: str, mean: float, std: float, shift: float, levels: tuple = (
 
 
 def check_shape(name: str, batch: dict, shape: tuple) -> None:
-  """Refuses media [B H W C] of another shape than the policy's own (H, W, C)."""
+  """Refuses media of another shape than the policy's own, (H, W, C) or of a clip (F, H, W, C)."""
   found = np.shape(batch[name])[1:] if name in batch else shape
   if found != shape:
+    axes = "height x width x channels" if len(shape) == 3 else "frames x height x width x channels"
     raise UserError(f"data entry {name!r} is {' x '.join(map(str, found))}, but the policy makes "
-                    f"{' x '.join(map(str, shape))} (height x width x channels); make config.data and "
-                    "config.policy.size, config.policy.channels agree")
+                    f"{' x '.join(map(str, shape))} ({axes}); make config.data and config.policy.size, "
+                    "config.policy.channels, config.policy.frames agree")
 
 
 def make(net: Any, text: Any, process: Any, kernel: str = "ode", tokens: str = "words", length: int = 16,
-         size: int = 16, channels: int = 3, steps: int = 10, eta: float = 0.0, guidance: float = 1.0,
+         size: int = 16, channels: int = 3, steps: int = 10, eta: float = 0.0, guidance: float = 1.0, frames: int = 0,
          law: str = "logit_normal", law_mean: float = 0.0, law_std: float = 1.0, law_shift: float = 1.0,
-         law_levels: tuple[float, ...] = ()) -> Policy:
-  """The options up to `guidance` are generator.make's; `law*` is the law of t in log_prob."""
-  g = generator.make(net, text, process, kernel, tokens, length, size, channels, steps, eta, guidance)
-  return over(g, law_of_t(law, law_mean, law_std, law_shift, law_levels))
+         law_levels: tuple[float, ...] = (), refines: int = 0, law_low: float = 0.1) -> Policy:
+  """The options up to `frames`, and `refines`, are generator.make's; `law*` is the law of t in log_prob. law_low: the
+  largest standard deviation of the noise that what a refiner enlarges has where it learns from media, in [-1, 1], so
+  that it bears what a generator gets wrong (2106.15282)."""
+  if law_low < 0:
+    raise ValueError(f"policy: law_low = {law_low} must be at least 0; 0 adds no noise, .1 is usual")
+  g = generator.make(net, text, process, kernel, tokens, length, size, channels, steps, eta, guidance, frames, refines)
+  return over(g, law_of_t(law, law_mean, law_std, law_shift, law_levels), law_low)
 
 
-def over(g: generator.Generator, draw_t: Callable) -> Policy:
-  """The policy of a generator; draw_t(keys [B]) -> t [B], the law of log_prob."""
+def given_low(batch: dict, g: generator.Generator) -> dict:
+  """A refiner's batch with what it enlarges [B h w C] in its cond, in [-1, 1]: the data's `low`, or the area means of
+  their media. UserError where there is neither."""
+  if "low" not in batch and "media" not in batch:
+    raise UserError(f"data entry 'low' is missing, there is {', '.join(sorted(batch))}; this policy enlarges "
+                    f"{' x '.join(map(str, g.low))} (config.policy.refines), which must be in the data as 'low', or "
+                    "'media' that they are the means of; choose such data, the task 'sample' writes them")
+  check_shape("low", batch, g.low)
+  low = batch["low"] if "low" in batch else refiner.reduced(batch["media"], g.shape[-2] // g.low[-2])
+  cond = {**batch["cond"], "low": np.asarray(low, np.float32) / 127.5 - 1}
+  return {**{k: v for k, v in batch.items() if k != "low"}, "cond": cond}
+
+
+def over(g: generator.Generator, draw_t: Callable, law_low: float = 0.0) -> Policy:
+  """The policy of a generator; draw_t(keys [B]) -> t [B], the law of log_prob. law_low: see `make`."""
   def prepare(batch):
     for name in ("media", "win", "lose"):
       check_shape(name, batch, g.media)
-    return {**batch, "cond": g.encode(batch["prompt"])} if "prompt" in batch else batch
+    if "prompt" not in batch:
+      return batch
+    batch = {**batch, "cond": g.encode(batch["prompt"])}
+    return given_low(batch, g) if g.low else batch
+
+  def shaken(low, keys):
+    keys = fold(keys, 1 << 24)
+    level = law_low * jax.vmap(jax.random.uniform)(keys)
+    return low + expand(level, low) * normal(fold(keys, 1), low.shape[1:])
 
   def embed(view, batch, keys):
     # winner and loser of a pair are encoded with the same noise
     as_x = lambda media: g.latents(view, media.astype(jnp.float32) / 127.5 - 1, keys)
     media = {("x" if k == "media" else k): as_x(batch[k]) for k in ("media", "win", "lose") if k in batch}
     cond = {"cond": g.embed(view, batch["cond"])} if "cond" in batch else {}
+    if g.low and law_low and "media" in batch:
+      cond["cond"] = {**cond["cond"], "low": shaken(cond["cond"]["low"], keys)}
     return {**{k: v for k, v in batch.items() if k != "media"}, **cond, **media}
 
   def log_prob(view, cond, x, keys, t=None):
@@ -106,6 +135,9 @@ def over(g: generator.Generator, draw_t: Callable) -> Policy:
     return Step(back(out.x), back(out.mean), back(out.std), back(out.log_prob), None)
 
   def decode(view, x, frames=None):
-    return g.decode(view, x)
+    with blame("config.reward with config.policy"):
+      chosen = looked(x, None, frames)  # pixels and latents here are made frame by frame
+    return g.decode(view, chosen)
 
-  return Policy(g.init, prepare, embed, g.process, draw_t, log_prob, denoise, step, run, replay, decode)
+  return Policy(g.init, prepare, embed, g.process, draw_t, log_prob, denoise, step, run, replay, decode,
+                low=g.low)

@@ -174,8 +174,8 @@ REFUSED = [
    "config.policy.kernel = {'name': 'ode'}: it must be of type str"),
   ({"policy": 3}, "config.policy = 3: a component is a name, or a dict"),
   ({"seed": object}, "config.seed = <class 'object'>: a config holds plain data"),
-  ({"task": "trian"}, "config.task = 'trian': it must be one of prepare, train, collect, evaluate, "
-   "examine, pipeline; choose one of them (nearest: 'train')"),
+  ({"task": "trian"}, "config.task = 'trian': it must be one of prepare, train, sample, collect, "
+   "evaluate, examine, swap, pipeline, claims; choose one of them (nearest: 'train')"),
 ]
 
 

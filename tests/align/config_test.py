@@ -65,6 +65,8 @@ def test_a_switch_that_may_be_a_name():
                        "net": {"name": "unet", "variant": "tiny", "remat": True}}}
   assert configs.override(config, ["config.policy.net.remat=attention"])["policy"]["net"]["remat"] == "attention"
   assert configs.override(config, ["config.policy.net.remat=False"])["policy"]["net"]["remat"] is False
+  named = configs.override(config, ["config.policy.net.remat=attention", "config.policy.net.remat=True"])
+  assert named["policy"]["net"]["remat"] is True
   with pytest.raises(ConfigError, match="config.net: remat = 'all' is not True, False or one of attention, check"):
     build.component("net", {"name": "unet", "variant": "tiny", "remat": "all"})
 

@@ -1,10 +1,13 @@
 """Arms, scores and summaries of an evaluation, against numbers worked out by hand."""
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from align import evaluate, shard
+from align import build, evaluate, shard
 from align.build import UserError
+from diffusion import folder
+from rewards import reconstruction
 from rewards.core import Reward, Scores
 
 
@@ -68,3 +71,29 @@ def test_scores_do_not_depend_on_the_batch_and_padding_is_cut(where, batch):
   expected = np.arange(10).reshape(5, 2) / 255 + 10 * np.arange(5)[:, None]
   expected[3, 1] = np.nan
   np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_reward_may_compare_samples_with_the_pictures_of_their_records():
+  images = np.random.default_rng(0).integers(0, 256, (3, 2, 4, 4, 3)).astype(np.uint8)
+  records = [{"prompt": "a", "media": images[p, 0]} for p in range(3)]
+  judges = {"same": (reconstruction.make(kind="mse"), {})}
+  found = evaluate.judge(judges, images, records, batch=4, seed=0, mesh=shard.mesh())
+  np.testing.assert_allclose(found["same/total"][:, 0], 1, atol=1e-6)
+  error = ((images[:, 1] / 255 - images[:, 0] / 255) ** 2).mean((1, 2, 3))
+  np.testing.assert_allclose(found["same/mse"][:, 1], error, rtol=1e-5)
+
+
+def test_parts_of_a_mixture_come_from_workdirs_of_their_own(tmp_path):
+  spec = {"name": "mix", "rewards": {"a": {"name": "look", "width": 4}, "b": {"name": "look", "width": 4},
+                                     "plain": {"name": "brightness"}}}
+  made = build.build("rewards", spec["rewards"]["a"])
+  folder.save(tmp_path, "reward", spec["rewards"]["a"], made.init(jax.random.key(7)))
+  here = str(tmp_path)
+  (_, whole), = evaluate.load_rewards({"both": spec}, {"both/b": here}, 0, shard.mesh()).values()
+  kept, drawn = made.init(jax.random.key(7)), build.build("rewards", spec).init(jax.random.key(0))
+  for part, wanted in (("a", drawn["a"]), ("b", kept)):
+    assert jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), whole[part], wanted)), part
+  with pytest.raises(UserError, match="config.models.both/c: reward 'both' has no part 'c' with parameters, only"):
+    evaluate.load_rewards({"both": spec}, {"both/c": here}, 0, shard.mesh())
+  with pytest.raises(UserError, match="config.models.other/a names no reward; the rewards are both; rename it"):
+    evaluate.load_rewards({"both": spec}, {"other/a": here}, 0, shard.mesh())

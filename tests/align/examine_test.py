@@ -81,3 +81,5 @@ def test_refusals(run, tmp_path):
   plain = {"name": "scenes", "split": "train", "count": 8, "size": 16}
   with pytest.raises(UserError, match="'win' is missing"):
     examine.examine(tmp_path, model=str(root / "run/train"), data=plain)
+  with pytest.raises(UserError, match="has no option 'model', in whose words a verdict could be read; examine"):
+    examine.agrees(None, np.zeros((1, 2), int), {"win": np.zeros((1, 2), int), "meta": [{"question": "x"}]})

@@ -7,8 +7,9 @@ import pytest
 
 from align.build import UserError
 from align.data import batches
-from align.datasets import scenes, scenes_builder, scenes_prompts
+from align.datasets import scenes, scenes_builder, scenes_prompts, scenes_repeated
 from rewards import scenes as world
+from rewards.scenes import combos
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,30 @@ def test_prompts_are_balanced_and_held_out():
   assert not {drawn.record(i)["meta"]["key"] for i in range(2000)} & held
 
 
+def test_a_few_prompts_come_again_in_the_same_words():
+  keys = {"seen": "attribution/1/none/circle-red/square-blue", "unseen": "position/1/left_of/circle/square-red"}
+  source = scenes_repeated.make(keys, count=5)
+  made = [source.record(i) for i in range(5)]
+  assert [r["meta"]["category"] for r in made] == ["seen", "unseen", "seen", "unseen", "seen"]
+  assert [r["meta"]["key"] for r in made[:2]] == list(keys.values())
+  assert made[0] == made[2] == made[4] and made[1] == made[3] and made[0]["prompt"] != made[1]["prompt"]
+  assert {(c["class"], c["color"]) for c in made[0]["meta"]["include"]} == {("circle", "red"), ("square", "blue")}
+  for kind in world.CATEGORIES:
+    key = combos.combos(kind)[-1].key
+    assert {scenes_repeated.make({"a": key}, 1, seed=s).record(0)["meta"]["key"] for s in range(3)} == {key}
+
+
+def test_prompts_of_clips_are_held_out_and_of_their_world():
+  source, drawn = (make(count=60, frames=6, most=1) for make in (scenes_prompts.make, scenes.make))
+  specs = [source.record(i)["meta"] for i in range(60)]
+  assert all(len(s["motion"]) == 1 and s["objects"] == [] and s["category"] == "clip" for s in specs)
+  assert not {s["key"] for s in specs} & {drawn.record(i)["meta"]["key"] for i in range(60)}
+  assert source.record(3) == scenes_prompts.make(count=60, frames=8, most=1).record(3)
+  assert set(source.record(3)) == {"prompt", "meta"}
+  assert source.record(3) != scenes_prompts.make(count=60, frames=6, most=1, seed=1).record(3)
+  assert {len(scenes_prompts.make(count=60, frames=6).record(i)["meta"]["motion"]) for i in range(60)} == {1, 2}
+
+
 def test_clips_and_sizes():
   assert scenes.make(count=2, frames=8).record(1)["media"].shape == (8, 16, 16, 3)
   assert scenes.make(count=2, size=32, categories=("long",)).record(1)["media"].shape == (32, 32, 3)
@@ -90,10 +115,17 @@ def test_a_world_of_ones_own(tmp_path):
   (lambda f: scenes.make(count=0), ["count=0"]),
   (lambda f: scenes.make(categories=("colors",)), ["'colors'", "color"]),
   (lambda f: scenes.make(count=61, data_dir=f), ["count=61", "60 records"]),
+  (lambda f: scenes.make(count=10, frames=6, data_dir=f), ["frames=6", "only pictures"]),
   (lambda f: scenes.make(count=10, size=32, data_dir=f), ["size=32", "size=16"]),
   (lambda f: scenes.make("dev", count=10, data_dir=f), ["'dev'", "train"]),
   (lambda f: scenes_prompts.make("dev"), ["'dev'"]),
   (lambda f: scenes_prompts.make(count=0), ["count=0"]),
+  (lambda f: scenes_prompts.make(frames=1), ["frames=1", "at least 2"]),
+  (lambda f: scenes_prompts.make("dev", frames=6), ["'dev'"]),
+  (lambda f: scenes_prompts.make(categories=("two",), frames=6), ["('two',)", "frames=6", "leave one"]),
+  (lambda f: scenes_repeated.make({"a": "two/1/none/square/circle"}), ["'two/1/none/square/circle'", "alphabetical"]),
+  (lambda f: scenes_repeated.make({"a": "red"}), ["called 'red'", "such as 'two/1/none/circle-red/square'"]),
+  (lambda f: scenes_repeated.make({}), ["combos={}"]),
   (lambda f: scenes_builder.prepare("/tmp", count=0), ["count=0"]),
   (lambda f: scenes_builder.prepare("/dev/null/data"), ["/dev/null/data", "written"]),
 ])

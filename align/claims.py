@@ -1,0 +1,246 @@
+"""The task that puts published claims beside what is found here: sweeps at fixed seeds, and one table of verdicts.
+
+  {"task": "claims", "sweeps": ("configs/sweeps/dense_reward.py", ...), "into": "README.md"}
+
+A sweep file (launch/sweep.py) has "claims", a list of
+  {"text": what is claimed, "paper": the figure that was published, in words, "runs": [names of its runs],
+   "path": [keys into a record], "minus": [keys of what is subtracted, or left out], "least": 0.03, "primary": bool}
+
+A run that has its record is not run again. With x the values of the runs, one a seed, and the 95 % t-interval of their
+mean: a claim holds where the interval lies above 0 and the mean is at least `least`; it does not hold where the
+interval lies below `least`; else it is undecided. A claim of one run has its figure, with the bootstrap interval of its
+record where there is one, and no verdict. Claims that are not primary, or of one run, are marked exploratory: nothing
+is corrected for their number. Where a record is missing there is no figure at all, only how many there are.
+Left out: claims over the runs of several sweeps.
+"""
+import json
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scipy import stats
+
+from align import build, config, guard, report
+
+MARKS = "<!-- claims -->", "<!-- /claims -->"
+RULE = ("Intervals are 95 %: over seeds by Student's t, of a single run by bootstrap over prompts. *Holds*: the "
+        "interval is above 0 and the mean at least the least that counts; *does not hold*: the interval is below that "
+        "least.")
+
+
+class Claim(NamedTuple):
+  """An entry of "claims", see above."""
+  text: str
+  paper: str
+  runs: list
+  path: list
+  minus: list = []
+  least: float = 0.03
+  primary: bool = False
+
+
+class Found(NamedTuple):
+  """What the records say of a claim; None where a record is missing, and no verdict for one run."""
+  recorded: int
+  mean: Any = None
+  interval: Any = None
+  verdict: Any = None
+
+
+def run(config: dict, workdir: str) -> dict:
+  return claims(workdir, **{k: v for k, v in config.items() if k != "task"})
+
+
+def check(config: dict) -> None:
+  """Refuses what cannot be before anything is run."""
+  for path in config["sweeps"]:
+    read(path)
+  if config["into"]:
+    split(config["into"])
+
+
+def claims(workdir: str, *, sweeps: tuple, records: str = "configs/records", into: str = None, jobs: int = 1,
+           run_missing: bool = True) -> dict:
+  """Writes WORKDIR/claims.md and claims.json: [{"sweep", "text", ..., "mean", "interval", "verdict"}].
+
+  Args:
+    sweeps: their files; what they run lies in WORKDIR/NAME. records: folder of their records' folders.
+    into: a file whose text between <!-- claims --> and <!-- /claims --> becomes the table. jobs: runs at a time.
+    run_missing: whether what has no record is run; else the table is made of what there is.
+
+  Raises: UserError for a file that is no sweep with claims, a record without a claim's figure, missing marks, and,
+    once the table is written, where runs failed. guard.Stopped where a run was stopped.
+  """
+  workdir = Path(workdir)
+  check({"sweeps": sweeps, "into": into})
+  failed = [path for path in sweeps if run_missing and not finished(path, workdir, Path(records), jobs)]
+  rows = [(Path(path).stem, claim, judged(claim, of(claim, Path(records) / Path(path).stem)))
+          for path in sweeps for claim in read(path)]
+  workdir.mkdir(parents=True, exist_ok=True)
+  text = f"{table(rows)}\n\n{RULE}\n"
+  report.atomic(workdir / "claims.md", text.encode())
+  result = [{"sweep": name, **claim._asdict(), **found._asdict()} for name, claim, found in rows]
+  report.atomic(workdir / "claims.json", json.dumps(result, indent=1).encode())
+  if into:
+    before, after = split(into)
+    report.atomic(Path(into), f"{before}{MARKS[0]}\n{text}{MARKS[1]}{after}".encode())
+  if failed:
+    raise build.UserError(f"config.sweeps: runs of {', '.join(failed)} failed; their claims are incomplete in "
+                          f"{workdir / 'claims.md'}: look at the sweep.log of each, then the same command tries again")
+  return {"claims": result}
+
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+
+def finished(path: str, workdir: Path, records: Path, jobs: int) -> bool:
+  """Runs what a sweep has not recorded yet, in a process of its own; False where runs failed."""
+  name = Path(path).stem
+  print(f"sweep {name}", flush=True)
+  code = waited([sys.executable, "-m", "launch.sweep", f"--sweep={located(path)}", f"--workdir={workdir / name}",
+                 f"--records={records / name}", f"--jobs={jobs}"])
+  if code == guard.RESUMABLE:
+    raise guard.Stopped(f"sweep {name} was stopped and saved; the same command continues")
+  if code not in (0, 1):
+    raise build.UserError(f"config.sweeps: launch.sweep ended with exit code {code} on {path!r}; 0 or 1 is expected: "
+                          "its message is above")
+  return code == 0
+
+
+def waited(arguments: list) -> int:
+  """The exit code of a child in a group of its own: a terminal's Ctrl-C reaches it through us, once. A signal is passed
+  on as SIGINT, and the child then saves."""
+  with guard.signals():
+    child = subprocess.Popen(arguments, process_group=0)
+    told = False
+    try:
+      while child.poll() is None:
+        if not told and guard.stop_requested():
+          child.send_signal(signal.SIGINT)
+          told = True
+        time.sleep(0.05)
+    finally:
+      if child.poll() is None:  # a second Ctrl-C
+        child.send_signal(signal.SIGINT)
+  return guard.RESUMABLE if told else child.returncode
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def located(path: str) -> Path:
+  """The sweep file as given, else that of the installed configs."""
+  for candidate in (Path(path), config.shipped().parent / path):
+    if candidate.is_file():
+      return candidate
+  raise build.UserError(f"config.sweeps: there is no file {path!r}; a sweep is a file that defines get_sweep(), "
+                        "such as configs/sweeps/dense_reward.py: correct the path")
+
+
+def read(path: str) -> list:
+  """The claims of a sweep file, checked."""
+  made = runpy.run_path(str(located(path))).get("get_sweep", dict)()
+  if not made.get("claims") or not made.get("runs"):
+    raise build.UserError(f"config.sweeps: {path!r} makes no claims; its get_sweep() must return \"runs\" and "
+                          "\"claims\", at least one of each: add them")
+  return [checked(entry, made["runs"], f"config.sweeps: claim {i + 1} of {path!r}")
+          for i, entry in enumerate(made["claims"])]
+
+
+def checked(entry: dict, runs: dict, at: str) -> Claim:
+  needed = [name for name in Claim._fields if name not in Claim._field_defaults]
+  for name in [*(n for n in needed if not entry.get(n)), *(n for n in entry if n not in Claim._fields)]:
+    raise build.UserError(f"{at} has {', '.join(entry)}; {', '.join(needed)} are needed, {', '.join(Claim._fields)} "
+                          f"are known: {'add' if name in needed else 'remove'} {name}")
+  for name in entry["runs"]:
+    if name not in runs:
+      raise build.UserError(f"{at} is about the run {name!r}, but the sweep's are {', '.join(runs)}; name one of them"
+                            + build.nearest(name, runs))
+  return Claim(**entry)
+
+
+def of(claim: Claim, records: Path) -> list:
+  """What the records say, one (value, interval or None) a run; None for a run without a record."""
+  return [figure(claim, records / f"{name}.json") for name in claim.runs]
+
+
+def figure(claim: Claim, path: Path) -> tuple | None:
+  if not path.is_file():
+    return None
+  try:
+    record = json.loads(path.read_text())
+  except ValueError as error:
+    raise build.UserError(f"record {str(path)!r} cannot be read ({error}); it must be JSON: remove it to run it "
+                          "again") from error
+  value = reach(record, claim.path, path)
+  if claim.minus:
+    return value - reach(record, claim.minus, path), None
+  beside = reach(record, claim.path[:-1], path, (dict,))
+  return value, beside.get("interval")
+
+
+def reach(record: dict, keys: list, path: Path, kinds: tuple = (int, float)) -> Any:
+  """What stands behind keys in a record."""
+  value = record
+  for key in keys:
+    value = value.get(key) if isinstance(value, dict) else None
+  if not isinstance(value, kinds):
+    raise build.UserError(f"record {str(path)!r} has {value!r} at {' / '.join(keys)}; a claim needs a number there: "
+                          "correct the claim's path, or remove the record to run it again")
+  return value
+
+
+# --- judging ---------------------------------------------------------------------------------------------------------
+
+
+def judged(claim: Claim, figures: list) -> Found:
+  """The verdict on the figures of a claim's runs."""
+  known = [f for f in figures if f is not None]
+  if len(known) < len(figures):
+    return Found(len(known))
+  values = [value for value, _ in known]
+  if len(values) == 1:
+    return Found(1, *known[0])
+  mean, low, high = interval(values)
+  held = "holds" if low > 0 and mean >= claim.least else "does not hold" if high < claim.least else "undecided"
+  return Found(len(known), mean, [low, high], held)
+
+
+def interval(values: list) -> tuple:
+  """(mean, low, high) of the mean's 95 % t-interval over at least two values."""
+  n, mean = len(values), sum(values) / len(values)
+  half = float(stats.t.ppf(0.975, n - 1) * stats.sem(values))
+  return mean, mean - half, mean + half
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def table(rows: list) -> str:
+  """Markdown: a line a claim."""
+  lines = [["claim", "published", "here", "verdict", ""], ["---"] * 5]
+  for _, claim, found in rows:
+    lines.append([claim.text, claim.paper, ours(claim, found), found.verdict or "–",
+                  "primary" if claim.primary and len(claim.runs) > 1 else "exploratory"])
+  return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def ours(claim: Claim, found: Found) -> str:
+  total = len(claim.runs)
+  if found.mean is None:
+    return f"incomplete: {found.recorded} of {total} run{'s' * (total > 1)}"
+  span = f" ({report.span(found.interval, report.signed)})" if found.interval else ""
+  return f"{report.signed(found.mean)}{span}, {total} seed{'s' * (total > 1)}"
+
+
+def split(path: str) -> tuple[str, str]:
+  """What stands before and after the two marks of a file."""
+  text = Path(path).read_text() if Path(path).is_file() else ""
+  if [text.count(mark) for mark in MARKS] != [1, 1] or text.index(MARKS[0]) > text.index(MARKS[1]):
+    raise build.UserError(f"config.into = {path!r} must have the line {MARKS[0]} and after it {MARKS[1]}, once each; "
+                          "what is between them is replaced: add them where the table belongs")
+  return text.split(MARKS[0])[0], text.split(MARKS[1])[1]
