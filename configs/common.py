@@ -8,6 +8,11 @@ SCENES = {
   "process": {"name": "flow", "predict": "x0"},
   "kernel": "flow_sde", "eta": 0.7,  # for rollouts that explore; at eta 0, as in every evaluation, it is the Euler step
 }
+CLIPS = {
+  **SCENES, "frames": 6, "net": {"name": "clips", "variant": "scenes"},
+  "process": {"name": "flow", "predict": "x0", "shift": 2.0}, "law_shift": 2.0,  # frames repeat what noise hides in one
+}
+MOVING = {"frames": 6, "most": 1}  # the world of CLIPS, an option of its data: one thing that moves
 REWARD = {"name": "scenes", "strict": 0.5, "soft": 0.5}
 WAYS = ("lora", "full")   # of training a public model: adapters, or the whole denoiser
 UNET = r"^net/.*(self|cross)/(q|k|v|out)/kernel$"  # the attention of Stable Diffusion 1.5 to XL
@@ -23,6 +28,11 @@ REWARDS = {  # of public models; "model" is a description of the network: a run 
 def held_out(count: int = 480, seed: int = 0) -> dict:
   """Prompts whose combinations no training caption has, balanced over the six categories."""
   return {"name": "scenes_prompts", "split": "test", "count": count, "seed": seed}
+
+
+def held_out_clips(count: int = 480, seed: int = 0) -> dict:
+  """Prompts of clips, each of a thing whose shape, colour, direction and speed no training caption has together."""
+  return {**held_out(count, seed), **MOVING}
 
 
 def probe(every: int, count: int = 60, samples: int = 4) -> dict:

@@ -48,7 +48,7 @@ TASKS = {  # of judges: what they are asked, the columns that it takes, and the 
   "image_understanding": (("image_answers", "image_answer"), 76, 20),
   "video_understanding": (("video_answers", "video_answer"), 120, 20),
 }
-STEPS = 300           # of a task alone; the joint run has as many for each
+STEPS = 400           # of a task alone; the joint run has as many for each
 LR = 1e-3
 LABELS = 16_384       # of a task
 EXAM, HELD = 2_200, 20_000  # questions of a task, half of them about pairs, and the seed of their scenes

@@ -10,8 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-
-from diffusion import weights
+from flax import traverse_util
 
 
 def enlarged(low: Any, factor: int) -> Any:
@@ -36,7 +35,7 @@ def beside(predictor: Callable, factor: int) -> Callable:
 def widened(tree: Mapping, like: Mapping, channels: int) -> dict:
   """`tree` with zeros for the further channels that `like`, a tree of shapes, has: wherever the inputs of a kernel
   [... inputs, outputs] are half of those in `like`, every `channels` of them are followed by as many zeros."""
-  wanted = {name: np.shape(leaf) for name, leaf in weights.leaves(like)}
+  wanted = {name: np.shape(leaf) for name, leaf in traverse_util.flatten_dict(like).items()}
 
   def grown(name, leaf):
     shape = wanted.get(name, leaf.shape)
@@ -44,4 +43,5 @@ def widened(tree: Mapping, like: Mapping, channels: int) -> dict:
       return leaf
     rows = leaf.reshape(*leaf.shape[:-2], -1, channels, leaf.shape[-1])
     return np.concatenate([rows, np.zeros_like(rows)], -2).reshape(shape)
-  return weights.nested({name: grown(name, leaf) for name, leaf in weights.leaves(tree)})
+  flat = traverse_util.flatten_dict(tree)
+  return traverse_util.unflatten_dict({name: grown(name, leaf) for name, leaf in flat.items()})

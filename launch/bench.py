@@ -1,7 +1,7 @@
 """Speed and memory, beside a peer: the same work in one launch, alternated, as a ratio.
 
   python -m launch.bench all [--repeats=20] [--json=FILE]
-  python -m launch.bench rollout | dpo | grpo | refl | compiles | depth | judge | rewards
+  python -m launch.bench rollout | dpo | grpo | refl | compiles | depth | remat | judge | rewards | overlap
   python -m launch.bench gpu [--only=dpo_full,dpo_lora,rollout,grpo,grpo_fast,attention] [--size=sd35_medium]
     [--seconds=570]
 
@@ -11,8 +11,11 @@
   refl       bytes that the compiled gradient of ReFL and DRaFT-1 needs, by number of sampling steps
   compiles   programs compiled after the first iteration of a GRPO run: there must be none
   depth      seconds that compiling the gradient of DPO takes, and the length of its program, for 6 and for 24 blocks
+  remat      bytes that a sample leaves for the backward pass of public networks, and operations, by what is recomputed
+             (launch/kept.py); nothing is run
   judge      a small vision-language model that compares pictures, beside transformers (launch/judging.py)
   rewards    pictures that small CLIPs, ImageReward and DINOv2 judge, beside transformers (launch/scoring.py)
+  overlap    an experience whose reward is waited for, while the next chunk is sampled or in turn (launch/overlap.py)
   gpu        the same at the size of SD3.5 medium with random weights, DPO of all of it and of adapters, GRPO as
              published and as Flow-GRPO-Fast, and attention by every kernel; with the share of the chip that is used
 
@@ -32,7 +35,7 @@ import tempfile
 import jax
 
 from align.algorithms import dpo, refl
-from launch import gpu, judging, ours, scoring
+from launch import gpu, judging, kept, ours, overlap, scoring
 from launch.timing import alternated, compared
 from launch.work import SIZES, SMALL
 
@@ -102,10 +105,13 @@ def by_depth(repeats: int) -> dict:
 
 RUNS = {"rollout": lambda repeats: beside("rollout", repeats), "dpo": lambda repeats: beside("dpo", repeats),
         "grpo": lambda repeats: beside("grpo", repeats), "refl": refl_memory, "compiles": compiles, "depth": by_depth,
-        "judge": judging.run, "rewards": scoring.run}
+        "remat": kept.run, "judge": judging.run, "rewards": scoring.run, "overlap": overlap.run}
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
+
+
+COUNTED = ("bytes", "kept bytes", "programs", "characters")
 
 
 def printed(name: str, result: dict) -> None:
@@ -120,9 +126,11 @@ def printed(name: str, result: dict) -> None:
       cells += [f"{100 * row['share']:.1f} % of {gpu.PEAK / 1e12:.0f} TFLOP/s"]
     if row.get("memory"):
       cells += [f"{row['memory'] / 2 ** 30:.2f} GiB"]
+    if "times" in row:
+      cells += [f"{row['times']:.3f} times the operations of False"]
     if "ratio" in row:
       cells += [f"{row['ratio']:.2f} times ours ({row['interval'][0]:.2f} to {row['interval'][1]:.2f})"]
-    cells += [f"{row[k]:,} {k}" for k in row if k in ("bytes", "programs", "characters") or k.endswith(" a second")]
+    cells += [f"{row[k]:,} {k}" for k in row if k in COUNTED or k.endswith(" a second")]
     cells += [row["failed"]] if "failed" in row else []
     print(f"  {side:24s} " + "  ".join(cells), flush=True)
 

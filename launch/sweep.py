@@ -36,8 +36,8 @@ from pathlib import Path
 from scipy import stats
 
 RESUMABLE = 75  # exit code of a run that saved and stopped
-KEPT = ("arms", "alarms", "traces", "differences", "diversity_ratio", "scores", "targets", "prompts", "samples", "seed",
-        "success", "versions")
+KEPT = ("arms", "alarms", "collected", "traces", "differences", "diversity_ratio", "examined", "scores", "targets",
+        "prompts", "samples", "seed", "success", "versions")
 
 
 def load(path: str) -> dict:

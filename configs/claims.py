@@ -1,0 +1,19 @@
+"""Every claim of the recipes, published and ours, in one table: it runs their sweeps at the seeds that are published.
+
+  python -m align.main --config=configs/claims.py --workdir=runs/claims
+  python -m align.main --config=configs/claims.py --workdir=runs/claims --config.into=README.md \
+    --config.run_missing=False
+
+Hardware: two CPU cores, two hours a recipe (--config.jobs=2 uses both) where configs/records has nothing of it,
+seconds where it has all. The second command makes the table of what is recorded, in README.md between its marks.
+"""
+import ml_collections
+
+
+def get_config():
+  return ml_collections.ConfigDict({
+    "task": "claims",
+    "sweeps": (
+      "configs/sweeps/dense_reward.py",
+    ),
+  })

@@ -1,0 +1,37 @@
+"""What remat keeps and does again: closed forms on a small network, and one public network at its real size."""
+import itertools
+
+import pytest
+
+from align import build
+from launch import bench, kept
+
+
+def small(remat):
+  net = {"name": "mmdit", "variant": "tiny", "depth": 3, "remat": remat}
+  return build.build("align.policies", {
+    "name": "diffusion", "size": 8, "length": 5, "steps": 2, "net": net, "text": {"name": "text", "width": 16},
+    "process": "flow"})
+
+
+def one_more(remat):
+  one, two = (kept.measured(small(remat), batch) for batch in (1, 2))
+  return two[0] - one[0], two[1] - one[1]
+
+
+def test_the_more_is_kept_the_less_is_done_again():
+  found = [one_more(way) for way in kept.WAYS]
+  for (kept_now, done), (kept_less, done_more) in itertools.pairwise(found):
+    assert kept_less < kept_now and done_more > done
+
+
+def test_all_remat_is_one_forward_pass_more():
+  (_, plain), (_, again) = one_more(False), one_more(True)
+  assert 4 / 3 - 0.05 < again / plain < 4 / 3
+
+
+@pytest.mark.slow
+def test_a_public_network_is_printed(capsys):
+  bench.printed("remat", kept.run(1, {"sd15": 512}))
+  said = capsys.readouterr().out
+  assert "sd15, attention" in said and "kept bytes" in said and "1.000 times the operations of False" in said

@@ -1,0 +1,56 @@
+"""configs/recipes/uae.py: arms of equal rounds that change their own side alone, and a reduced run from nothing."""
+import json
+
+import pytest
+
+from align import main, pipeline
+from configs.recipes import uae
+
+
+def test_arms_have_as_many_updates_of_a_side_and_change_no_other():
+  runs = uae.get_config().to_dict()["runs"]
+  steps = lambda arm, side: sum(run["steps"] for name, run in runs.items()
+                                if name.startswith(arm) and name.endswith(side) and run["task"] == "train")
+  for side in ("captioner", "generator"):
+    assert steps(side, f"_{side}") == 2 * steps("both", f"_{side}") > 0
+  for name, run in runs.items():
+    if name.endswith(("_captioner", "_generator")):
+      assert ("captioner" in run["trained"]) == name.endswith("_captioner") == (run["policy"]["mode"] == "caption")
+  order = pipeline.ordered(runs)
+  for arm in ("both", "captioner", "generator"):
+    assert [f"{arm}_told" in order, f"{arm}_asked" in order, f"{arm}_redrawn" in order] == [True] * 3
+  assert order.index("both_1_captioner") < order.index("both_1_generator") < order.index("both_2_captioner")
+
+
+def test_an_arm_that_there_is_not_is_refused():
+  with pytest.raises(ValueError, match="arms = 'boht' is not one of all, base, both, captioner, generator"):
+    uae.get_config("boht")
+
+
+def reduced(runs: dict) -> list:
+  """Overrides that leave two updates of everything."""
+  out = []
+  for name, run in runs.items():
+    more = {"train": {"steps": 2, "log_every": 1, "data.count": 48}, "examine": {"data.count": 8, "batch": 8},
+            "evaluate": {"data.count": 12, "samples": 1, "batch": 12}}[run.get("task", "train")]
+    if "group" in run:
+      more = {**more, "batch": 4, "group": 2}
+    elif run.get("task") == "train":
+      more = {**more, "batch": 8}
+    out += [f"--config.runs.{name}.{option}={value}" for option, value in more.items()]
+  return out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_reduced_run_of_both(tmp_path, capsys):
+  runs = uae.get_config("both").to_dict()["runs"]
+  given = ["--config=configs/recipes/uae.py:both", f"--workdir={tmp_path}", *reduced(runs)]
+  assert main.main(given) == 0, capsys.readouterr().err
+  results = json.loads((tmp_path / "results.json").read_text())
+  assert set(results["arms"]) == {"shipped", "base", "both"} and (tmp_path / "report.html").is_file()
+  assert set(results["examined"]) == {f"{arm}_{what}" for arm in ("base", "both") for what in ("asked", "told",
+                                                                                              "redrawn")}
+  assert "told/complete" in results["examined"]["both_told"]["means"]
+  assert 0 <= results["examined"]["both_asked"]["accuracy"] <= 1
+  assert main.main(given) == 0  # everything is done already
