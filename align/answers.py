@@ -1,14 +1,13 @@
 """Answers that a policy of words gives to the questions of a source: several to each, at its own temperature."""
 import functools
-import math
 
 import jax
 import numpy as np
 
-from align import build, evaluate, metrics, shard
+from align import build, evaluate
 from align import data as batches
 from diffusion import chat, folder
-from diffusion.mesh import batch_sharding, within
+from diffusion.mesh import within
 from rewards import verdict
 
 
@@ -21,22 +20,10 @@ def sampler(policy, mesh):
 def sample_all(policy, view, source, *, samples: int, batch: int, seed: int, mesh, title: str = "sampling"):
   """All questions of a source x samples -> tokens int32 [P n L], and the records; as evaluate.sample_all of media."""
   records = batches.readable(source)
-  total = len(records) * samples
-  draw, root, out, batch = sampler(policy, mesh), jax.random.key(seed), [], evaluate.even(batch, mesh)
-  progress = metrics.Progress(math.ceil(total / batch), title=title)
-  for first in range(0, total, batch):
-    index = np.minimum(np.arange(first, first + batch), total - 1)  # the last batch is padded: one shape for all
-    prompt, sample = index // samples, index % samples
-    keys = jax.vmap(lambda p, s: jax.random.fold_in(jax.random.fold_in(root, p), s))(prompt, sample)
-    mine = [records[p] for p in prompt]
-    given = {k: np.stack([r[k] for r in mine]) for k in mine[0] if k not in batches.HOST}
-    cond = policy.prepare({"prompt": [r["prompt"] for r in mine], **given})["cond"]
-    cond, keys = shard.put((cond, keys), batch_sharding(mesh))
-    out.append(shard.to_host(draw(view, cond, keys)).astype(np.int32))
-    progress.update(first // batch + 1)
-  progress.close()
-  tokens = np.concatenate(out)[:total]
-  return tokens.reshape(len(records), samples, -1), records
+  shown = [name for name in records[0] if name not in batches.HOST]
+  tokens = evaluate.drawn_for(records, policy, view, sampler(policy, mesh), shown, samples=samples, batch=batch,
+                              seed=seed, mesh=mesh, title=title)
+  return tokens.astype(np.int32), records
 
 
 def texts(model: str, tokens: np.ndarray) -> list:

@@ -68,9 +68,18 @@ def sample_all(policy, view, source, *, samples: int, batch: int, seed: int, mes
   samples a call, over the devices of the mesh."""
   check_images(policy)
   records = batches.readable(source)
-  total = len(records) * samples
   shown = [name for name in ("low", "media") if policy.low and name in records[0]]  # what a refiner enlarges
-  draw, root, out, batch = sampler(policy, steps, mesh), jax.random.key(seed), [], even(batch, mesh)
+  images = drawn_for(records, policy, view, sampler(policy, steps, mesh), shown, samples=samples, batch=batch,
+                     seed=seed, mesh=mesh, title=title, keep=to_uint8)
+  return images, records
+
+
+def drawn_for(records: list, policy, view, draw, shown, *, samples: int, batch: int, seed: int, mesh, title: str,
+              keep=np.asarray):
+  """[P n ...] of draw(view, cond, keys) for every record, whose entries `shown` go with its prompt; keep: of what is
+  drawn [B ...], on the host."""
+  total = len(records) * samples
+  root, out, batch = jax.random.key(seed), [], even(batch, mesh)
   progress = metrics.Progress(math.ceil(total / batch), title=title)
   for first in range(0, total, batch):
     index = np.minimum(np.arange(first, first + batch), total - 1)  # the last batch is padded: one shape for all
@@ -79,11 +88,11 @@ def sample_all(policy, view, source, *, samples: int, batch: int, seed: int, mes
     given = {name: np.stack([records[p][name] for p in prompt]) for name in shown}
     cond = policy.prepare({"prompt": [records[p]["prompt"] for p in prompt], **given})["cond"]
     cond, keys = shard.put((cond, keys), batch_sharding(mesh))
-    out.append(to_uint8(shard.to_host(draw(view, cond, keys))))
+    out.append(keep(shard.to_host(draw(view, cond, keys))))
     progress.update(first // batch + 1)
   progress.close()
-  images = np.concatenate(out)[:total]
-  return images.reshape((len(records), samples) + images.shape[1:]), records
+  made = np.concatenate(out)[:total]
+  return made.reshape((len(records), samples) + made.shape[1:])
 
 
 def judge(rewards: dict, images, records, *, batch: int, seed: int, mesh) -> dict:

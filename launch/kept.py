@@ -32,8 +32,12 @@ def sample(model: str, size: int, way: bool | str) -> tuple[int, int]:
   """(bytes kept, operations) of one more sample."""
   options = {"size": size, "dtype": "bfloat16", "param_dtype": "bfloat16", "remat": way}
   with standin.opened({"policy": {"model": model, **options}}) as config:
-    policy = public.make(**config["policy"])
-    one, two = (measured(policy, batch) for batch in (1, 2))
+    return one_more(public.make(**config["policy"]))
+
+
+def one_more(policy) -> tuple[int, int]:
+  """`measured` of a second sample."""
+  one, two = (measured(policy, batch) for batch in (1, 2))
   return two[0] - one[0], two[1] - one[1]
 
 

@@ -34,7 +34,7 @@ from align.build import UserError
 from align.core import Policy
 from align.policies import chat, diffusion
 from align.policies.autoregressive import refuse
-from diffusion import decode, vlm
+from diffusion import decode, refiner, vlm
 from diffusion.core import fold
 from diffusion.generator import Generator
 
@@ -137,9 +137,8 @@ def reduced(batch: dict, shape: tuple, needed: str = "") -> dict:
     raise UserError(f"data entry 'media' is {' x '.join(map(str, found))}, but the generator makes "
                     f"{' x '.join(map(str, shape))} (height x width x channels); the media must be one picture of this "
                     "size or of a whole multiple: change config.data.size or config.policy.generator.size")
-  n = factors.pop()
-  cut = np.asarray(batch["media"], np.float32).reshape(-1, shape[0], n, shape[1], n, shape[2])
-  return {**batch, "media": np.rint(cut.mean((2, 4))).astype(np.uint8)}
+  small = refiner.reduced(np.asarray(batch["media"], np.float32), factors.pop())
+  return {**batch, "media": np.rint(small).astype(np.uint8)}
 
 
 def speaking(talker: Policy, painter: Policy, prepare: Callable, stop: tuple, painted: bool) -> Policy:

@@ -15,8 +15,15 @@ def small(remat):
 
 
 def one_more(remat):
-  one, two = (kept.measured(small(remat), batch) for batch in (1, 2))
-  return two[0] - one[0], two[1] - one[1]
+  return kept.one_more(small(remat))
+
+
+def test_every_sample_keeps_and_does_the_same():
+  """So that the second one stands for all, and weights cancel."""
+  policy = small(True)
+  (first, done), (third, thrice) = (kept.measured(policy, batch) for batch in (1, 3))
+  more, again = kept.one_more(policy)
+  assert third == first + 2 * more and more < first and thrice == done + 2 * again
 
 
 def test_the_more_is_kept_the_less_is_done_again():
