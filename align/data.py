@@ -5,10 +5,12 @@ O(1)), so the whole state of a stream is one position. A global batch is cut int
 is in global batch k depends on the seed alone, not on how many hosts read it.
 
 A broken record never ends a run by itself: the next record of the source that can be read takes its place (so the order
-stays a pure function of the seed), and the broken one is counted and listed. Left out: mixing several sources, packing,
-reading ahead in worker processes (threads do, decoding releases the interpreter lock).
+stays a pure function of the seed), and the broken one is counted and listed. Records of different kinds can be kept
+apart, so that what is padded to the longest of a batch is short where it can be (`alike`). Left out: mixing several
+sources, packing, reading ahead in worker processes (threads do, decoding releases the interpreter lock).
 """
 import difflib
+import functools
 import unicodedata
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
@@ -40,6 +42,7 @@ class Source(NamedTuple):
   size: int         # how many records there are
   record: Callable  # (index) -> dict
   name: str         # what messages call it
+  kind: Callable | None = None  # (index) -> str, of records that take about the same room; cheap, nothing is decoded
 
 
 class Stream(NamedTuple):
@@ -51,7 +54,7 @@ class Stream(NamedTuple):
 
 
 def batches(source: Source, batch: int, *, group: int = 1, seed: int = 0, shuffle: bool = True, drop: float = 0.0,
-            process: tuple[int, int] | None = None, limit: float = 0.01, threads: int = 2) -> Stream:
+            process: tuple[int, int] | None = None, limit: float = 0.01, threads: int = 2, alike: int = 0) -> Stream:
   """Batches of `batch` records over all processes, each record repeated `group` times in a row.
 
   Args:
@@ -62,6 +65,8 @@ def batches(source: Source, batch: int, *, group: int = 1, seed: int = 0, shuffl
     process: (index, count), by default that of jax.
     limit: the largest share of broken records, checked once min(200, source.size) records were read.
     threads: batches that are read ahead at the same time; 0 reads in the caller's thread.
+    alike: batches whose records are put in order of their kind, then cut, and the batches shuffled, so that nearly all
+      hold one kind (the more, the nearer); 0: as they come.
 
   Returns: a Stream whose batches hold, with leading B = batch / n * group: "prompt" list[str], "meta" list[dict],
     "prompt_id" int32 (index of the record in the source), "sample_id" int32, and every numeric entry of the records.
@@ -70,15 +75,17 @@ def batches(source: Source, batch: int, *, group: int = 1, seed: int = 0, shuffl
     of a batch do not fit together.
   """
   index, count = process or (jax.process_index(), jax.process_count())
-  _check(source, batch, group, drop, index, count)
+  _check(source, batch, group, drop, index, count, alike)
   local = batch // count
   mine = slice(index * local, (index + 1) * local)
   order = grain.MapDataset.range(source.size).seed(seed)
   order = (order.shuffle() if shuffle else order).repeat(ENDLESS // source.size)
-  order = order.map_with_index(lambda position, record: (position, int(record))).batch(batch, batch_fn=list)
+  order = order.map_with_index(lambda position, record: (position, int(record)))
+  order = grain.MapDataset.source(Sorted(order, source.kind, batch, alike, seed)) if alike else (
+    order.batch(batch, batch_fn=list))
   rows = order.map(lambda places: [_place(source, seed, drop, *place) for place in places[mine]])
   iterator = iter(rows.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)))
-  identity = {"size": source.size, "batch": batch, "seed": seed, "shuffle": shuffle}
+  identity = {"size": source.size, "batch": batch, "seed": seed, "shuffle": shuffle, "alike": alike}
   tally = {"read": 0, "broken": 0, "skipped": {}}
 
   def following():
@@ -104,6 +111,28 @@ def batches(source: Source, batch: int, *, group: int = 1, seed: int = 0, shuffl
     tally.update(read=saved["read"], broken=saved["broken"], skipped={i: reason for i, reason in saved["skipped"]})
 
   return Stream(following, state, restore, lambda: sorted(tally["skipped"].items()))
+
+
+class Sorted:
+  """The batches of an order of (position, record), of which `window` at a time are sorted by kind: any of them can be
+  asked for, and none depends on those before its window."""
+
+  def __init__(self, order: Any, kind: Callable, batch: int, window: int, seed: int):
+    self.order, self.kind, self.batch, self.window, self.seed = order, kind, batch, window, seed
+    self.ordered = functools.lru_cache(maxsize=4)(self._ordered)
+
+  def __len__(self) -> int:
+    return len(self.order) // (self.batch * self.window) * self.window
+
+  def __getitem__(self, number: int) -> list:
+    number = int(number)
+    return self.ordered(number // self.window)[number % self.window]
+
+  def _ordered(self, number: int) -> list:
+    size = self.batch * self.window
+    places = sorted((self.order[i] for i in range(number * size, (number + 1) * size)), key=lambda p: self.kind(p[1]))
+    turn = np.random.default_rng([self.seed, number, 2]).permutation(self.window)
+    return [places[k * self.batch:(k + 1) * self.batch] for k in turn]
 
 
 def readable(source: Source, limit: float = 0.01) -> list:
@@ -159,7 +188,7 @@ def existing(path: str | Path, kind: str) -> Path:
 _DIRECTIONS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 
 
-def _check(source, batch, group, drop, index, count):
+def _check(source, batch, group, drop, index, count, alike=0):
   if source.size < 1:
     raise UserError(f"data source {source.name!r} has no records; at least 1 is needed: check its path and split")
   if batch < 1 or group < 1:
@@ -169,6 +198,9 @@ def _check(source, batch, group, drop, index, count):
   if batch % count:
     raise UserError(f"batch={batch} cannot be divided over {count} processes; the nearest sizes that can are "
                     f"{max(batch // count, 1) * count} and {(batch // count + 1) * count}: set one of them")
+  if alike < 0 or alike and source.kind is None:
+    allowed = "kinds, so it may be 0 or more batches" if source.kind else "no kinds, so it may be 0 only"
+    raise UserError(f"alike={alike}: data source {source.name!r} has {allowed}; correct it")
   if not 0 <= drop <= 1:
     raise UserError(f"drop={drop}: a share of captions is in [0, 1]; 0.1 is usual for classifier-free guidance")
 

@@ -97,7 +97,7 @@ def asked(policy, view, model: str | None, source, batch: int, mesh, judged: boo
 
 def agrees(model: str | None, said: np.ndarray, given: dict) -> np.ndarray:
   """bool [B]: whether answers [B L] are right."""
-  right = (said == given["win"]).all(1)
+  right = (said[:, :given["win"].shape[1]] == given["win"]).all(1)  # which has an end, behind which all is padding
   judged = [i for i, meta in enumerate(given["meta"]) if meta.get("question")]
   if judged and not model:
     raise build.UserError("config.data asks questions of judges, but the examined policy has no option 'model', in "

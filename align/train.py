@@ -158,7 +158,7 @@ def plan(config: dict) -> str:
 
 
 def train(workdir: str, *, steps: int, data: dict, algorithm: dict, policy: dict = None, reward: dict = None,
-          optim: dict = None, batch: int = 8, group: int = 1, micro: int = 1, drop: float = 0.0,
+          optim: dict = None, batch: int = 8, group: int = 1, micro: int = 1, drop: float = 0.0, alike: int = 0,
           trained: str = "^policy/", lora: dict = None, start: dict = None, seed: int = 0, mesh: dict = None,
           log_every: int = 10, save_every: int = 500, keep: int = 2, evaluate: dict = None, patience: int = 5,
           failed: float = 0.1, calibrate: int = 256, chunks: int = None, export: str = None, model: str = None) -> dict:
@@ -167,6 +167,7 @@ def train(workdir: str, *, steps: int, data: dict, algorithm: dict, policy: dict
   Args:
     batch: prompts (records) of an experience over all hosts; each is repeated `group` times. micro: pieces a minibatch
       is accumulated from, of its samples or of their decisions. drop: share of captions replaced by "" (for guidance).
+    alike: batches that are sorted together by the kind of their records, see data.batches.
     trained: regex over "role/leaf".
     lora: None, or options of align.lora.wrap. start: weights to begin from, {role: workdir, folder or shipped name}.
     evaluate: None, or {"every": updates, ...options of evaluate.probe}. patience: non-finite updates in a row that
@@ -181,8 +182,9 @@ def train(workdir: str, *, steps: int, data: dict, algorithm: dict, policy: dict
     check_model(policy, lora)  # before data are prepared, which can take hours
   parts = assemble(seed, policy, lora, algorithm, reward, data, optim or {"name": "adamw"}, mesh or {}, evaluate, steps,
                    group, micro)
+  check_shapes(parts, policy)
   where = place(parts, trained)
-  stream = batches.batches(parts.source, batch, group=group, seed=seed, drop=drop)
+  stream = batches.batches(parts.source, batch, group=group, seed=seed, drop=drop, alike=alike)
   roles = begin(parts, where, seed, {**begun(where, policy, reward), **(start or {})})
   if parts.reward and parts.reward.calibrate:
     found = calibration.calibrated(parts.policy, parts.reward, roles, parts.source, workdir, samples=calibrate,
@@ -194,6 +196,7 @@ def train(workdir: str, *, steps: int, data: dict, algorithm: dict, policy: dict
   check_micro(parts, state.memory, micro)
   pieces = chunking.count(parts.reward, chunks, batch, group, parts.mesh) if parts.algorithm.rollout else 1
   do = compile_(parts, where, micro, state, group, pieces)
+  state = between(parts, state)
   first = int(state.step)
   writer, progress = metrics.writer(workdir, resume_step=first), metrics.Progress(steps, initial=first)
   rule = health.rule(**(evaluate.get("guard") or {}))
@@ -224,6 +227,16 @@ def check_model(policy: dict, lora: dict | None) -> None:
     roles = tuple(role for role in opened.parts if policy.get("cache") is None or not role.startswith("text"))
     with build.blame("config.lora"):
       public_adapters.check_targets(opened, lora.get("targets", adapters.TARGETS), roles)
+
+
+def check_shapes(parts: Parts, policy: dict | None) -> None:
+  """Refuses batches of several shapes where an experience is kept for its updates and in checkpoints."""
+  for name in ("columns", "length"):
+    value = (policy or {}).get(name)
+    if parts.algorithm.rollout and isinstance(value, (list, tuple)):
+      raise build.UserError(f"config.policy.{name} = {tuple(value)}: only methods that sample nothing (sft, dpo and "
+                            "rwr of pairs and data) learn from batches of several shapes; give one number, such as "
+                            f"{max(value)}")
 
 
 def check_micro(parts: Parts, memory, micro: int) -> tuple[int, int]:
@@ -272,12 +285,17 @@ def resume(saved, parts: Parts, stream, moving, frozen, where: Place) -> State:
   position = stream.state()
   state = state._replace(memory=empty_memory(parts, stream, state, frozen))
   stream.restore(position)
-  found = saved.restore(state)
+  found = saved.restore(between(parts, state))
   if found is None:
     return state
-  _, state, extra = found
+  _, restored, extra = found
   stream.restore(extra["stream"])
-  return state
+  return restored if parts.algorithm.rollout else restored._replace(memory=state.memory)
+
+
+def between(parts: Parts, state: State) -> State:
+  """The state without what only an update needs: offline every batch is drawn anew, whatever its shape is."""
+  return state if parts.algorithm.rollout else state._replace(memory=())
 
 
 class Watch(NamedTuple):
@@ -318,6 +336,7 @@ def loop(parts: Parts, do: Compiled, stream, state: State, frozen: dict, watch: 
     step += 1
     if step % updates == 0 and parts.algorithm.follow:
       state = do.follow(state)
+    state = between(parts, state)
     settle(watch, pending)
     pending = step, out
     stop = guard.stop_requested(step)

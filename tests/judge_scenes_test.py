@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from align import main
+from align import guard, main, train, tree
+from align.build import UserError
 from configs import judge_scenes
+from diffusion import folder
 from launch import sweep
 from rewards import judge
 
@@ -58,6 +60,41 @@ def test_the_sweep_asks_every_arm_about_its_own_tasks():
       assert runs["judge"]["data"]["tasks"] == runs["exam"]["data"]["tasks"]
       assert runs["judge"]["data"]["seed"] != runs["exam"]["data"]["seed"]
       assert runs["judge"]["steps"] == judge_scenes.STEPS * (4 if "longer" in arm or arm == "joint" else 1)
+
+
+@pytest.mark.slow  # every shape is compiled, three times
+def test_batches_of_several_shapes_are_learned_and_a_stopped_run_goes_on(tmp_path, monkeypatch):
+  config = {**judge_scenes.learned(4, ("count", "talk"), 1e-3, (32, 48), (8, 32, 52), batch=8, data={"count": 64}),
+            "alike": 4, "log_every": 1, "save_every": 100, "optim": {"name": "adamw", "lr": 1e-3}}
+  shapes, prepared = set(), train.prepared
+
+  def watched(*given):
+    arrays, host = prepared(*given)
+    shapes.add((arrays["cond"]["tokens"].shape[1], arrays["x"].shape[1]))
+    return arrays, host
+  monkeypatch.setattr(train, "prepared", watched)
+  main.run(config, tmp_path / "whole")
+  assert len(shapes) > 1
+  monkeypatch.setenv("ALIGN_FAULT", "stop:2:now")
+  with pytest.raises(guard.Stopped):
+    main.run(config, tmp_path / "parts")
+  monkeypatch.delenv("ALIGN_FAULT")
+  main.run(config, tmp_path / "parts")
+  whole, parts = (tree.flatten(folder.load(str(tmp_path / name))) for name in ("whole", "parts"))
+  assert whole.keys() == parts.keys() and all(np.array_equal(whole[name], parts[name]) for name in whole)
+  exam = {"task": "examine", "model": str(tmp_path / "whole"), "batch": 4, "data": {**config["data"], "count": 20}}
+  plain = {**exam, "options": {"columns": 48, "length": 52}}
+  found, wanted = (main.run(one, tmp_path / name)["scores"] for name, one in (("exam", exam), ("plain", plain)))
+  assert found == wanted and max(one["accuracy"] for one in found.values()) > 0
+  started = tree.flatten(folder.load("judge"))
+  assert any(not np.array_equal(whole[name], started[name]) for name in whole)
+
+
+def test_several_shapes_are_refused_where_an_experience_is_kept(tmp_path):
+  config = {**judge_scenes.verdict()["verdict"], "policy": {"name": "chat", "model": "judge", "columns": (32, 64)},
+            "start": {}}
+  with pytest.raises(UserError, match=r"config.policy.columns = \(32, 64\): only methods that sample nothing .* as 64"):
+    main.run(config, tmp_path)
 
 
 def test_an_arm_that_there_is_not_is_refused():

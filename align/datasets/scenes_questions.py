@@ -28,7 +28,7 @@ balanced, nothing is held out, and another seed has other scenes.
 Every record has as many pictures as the task that shows the most; `shown` says how many of them are there, the others
 are black and the policy leaves them out. So all batches have one shape, a program is compiled once, and yet no prompt
 holds a picture that a judge would not see. A picture on which candidates stand side by side would be cheaper, but no
-judge is asked so. Left out: ties, reasons behind a verdict.
+judge is asked so. The kind of a record is its task. Left out: ties, reasons behind a verdict.
 """
 import functools
 import random
@@ -359,9 +359,12 @@ def make(split: str = "train", count: int = 100_000, *, tasks: tuple[str, ...] =
     raise UserError(f"scenes questions: cells = {cells} must divide size = {size}, or be 0; change one of them")
   most_shown = max(PICTURES[task] for task in tasks)
 
-  def record(index):
+  def begun(index):
     rng = random.Random(f"questions/{seed}/{split}/{index}")
-    task = rng.choices(tasks, weights)[0]
+    return rng, rng.choices(tasks, weights)[0]
+
+  def record(index):
+    rng, task = begun(index)
     made = item(task, rng, drawer(seed, split, size, categories, world, index), world)
     media = np.zeros((most_shown, size, size, 3), np.uint8)
     media[:len(made.pictures)] = made.pictures
@@ -375,4 +378,4 @@ def make(split: str = "train", count: int = 100_000, *, tasks: tuple[str, ...] =
     record(0)
   except ValueError as error:
     raise UserError(str(error)) from None
-  return Source(count, record, f"scenes_questions/{split}")
+  return Source(count, record, f"scenes_questions/{split}", lambda index: begun(index)[1])

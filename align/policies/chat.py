@@ -13,8 +13,14 @@ a turn. Two entries of every record's meta make supervised training denser:
   cells  a text for each token of the pictures, such as "red circle", or []: log-probabilities count these words too,
          each read at the column of its token, from which a tower learns to see that does not learn it from answers
 
-Stored rollouts hold the float32 pixels of every sample. Left out: clips, drawing several turns.
+Questions and answers are padded to `columns` and `length`. Where data are of several kinds these may be several sizes:
+a batch takes the smallest that holds its longest, and every size is compiled once. With data whose kinds are kept
+apart (config.alike) little is padded then. Processes do not know each other's longest, so several take the largest.
+
+Stored rollouts hold the float32 pixels of every sample. Left out: clips, drawing several turns, several conversations
+packed into one row.
 """
+import jax
 import numpy as np
 
 from align.build import UserError, blame
@@ -26,7 +32,8 @@ from diffusion import chat, decode, vlm
 WORDS = 2  # tokens that name what a picture's token shows
 
 
-def make(model: str, question: str = None, columns: int = 512, length: int = 64, temperature: float = 1.0,
+def make(model: str, question: str = None, columns: int | tuple[int, ...] = 512, length: int | tuple[int, ...] = 64,
+         temperature: float = 1.0,
          top_p: float = 1.0, dtype: str = "float32", param_dtype: str = "float32", remat: bool | str = False,
          states: bool = False) -> Policy:
   """model: a folder in transformers' layout.
@@ -34,11 +41,13 @@ def make(model: str, question: str = None, columns: int = 512, length: int = 64,
   Args:
     question: asked of every sample, so that the `prompt` is its answer where there is no caption; None: the prompt is
       the question.
-    columns: that a question takes at most, pictures and template included; all are padded to it, so that everything is
-      compiled once. length: the most tokens of an answer with its end, or of all answers and the questions between.
+    columns: that a question takes at most, pictures and template included. length: the most tokens of an answer with
+      its end, or of all answers and the questions between. Of both one size or several, from small to large, see above.
     temperature, top_p, states: as in autoregressive.py. dtype: what the network computes in; param_dtype: what
       parameters are held in that are not trained. remat: see layers.remat.
   """
+  columns, lengths = sizes_of("columns", columns), sizes_of("length", length)
+  widest, length = columns[-1], lengths[-1]
   decode.check(length, temperature, top_p)
   check_held(param_dtype)
   if not temperature > 0:
@@ -46,21 +55,22 @@ def make(model: str, question: str = None, columns: int = 512, length: int = 64,
                      "the network's own distribution")
   opened = vlm.open_(model, dtype=dtype, remat=remat)
   net, talk = opened.net, opened.chat
-  if columns + length > opened.context:
-    raise ValueError(f"columns + length = {columns} + {length} must not exceed {opened.context}, which the network was "
+  if widest + length > opened.context:
+    raise ValueError(f"columns + length = {widest} + {length} must not exceed {opened.context}, which the network was "
                      "made for; lower one of them")
 
   def init(key):
     return {"net": vlm.fresh(opened, key, param_dtype)}
 
   def answers(said, more=()):
-    out = np.full((len(said), length), talk.pad, np.int32)
-    for i, text in enumerate(said):
-      ids = turns(talk, [text, *(more[i] if more else ())])
-      if len(ids) > length:
-        raise UserError(f"config.policy.length = {length} must be at least {len(ids)}, the tokens of the answer "
+    ids = [turns(talk, [text, *(more[i] if more else ())]) for i, text in enumerate(said)]
+    for text, one in zip(said, ids, strict=True):
+      if len(one) > length:
+        raise UserError(f"config.policy.length = {length} must be at least {len(one)}, the tokens of the answer "
                         f"{text[:60]!r} with its end; raise it, or leave such answers out")
-      out[i, :len(ids)] = ids
+    out = np.full((len(said), holding(lengths, max(map(len, ids)))), talk.pad, np.int32)
+    for i, one in enumerate(ids):
+      out[i, :len(one)] = one
     return out
 
   def prepare(batch):
@@ -70,19 +80,20 @@ def make(model: str, question: str = None, columns: int = 512, length: int = 64,
     for name, found in (("x", learned), ("win", texts(batch, "win")), ("lose", texts(batch, "lose"))):
       if found is not None and not isinstance(batch.get(name), np.ndarray):
         out[name] = answers(found, [m.get("more", ()) for m in batch.get("meta", ())] if name == "x" else ())
-      if name in out:
+      elif name in out:
         check_answers(name, out[name], length)
     asked = batch["prompt"] if question is None else [question] * len(batch["prompt"])
     seen = {}
     with blame("config.data"):
       talks = conversations(asked, batch.get("media"), batch.get("shown"))
       rows = [vlm.row(opened, talk, seen=seen) for talk in talks]
+    size = holding(columns, max(len(row.ids) for row in rows))
     with blame("config.policy.columns"):
-      slices = np.shape(batch["media"])[1] if "shown" in batch else None  # one shape, however many are there
-      cond = vlm.each(opened, rows, columns, slices)
+      one_shape = "shown" in batch and len(columns) == 1  # however many are there
+      cond = vlm.each(opened, rows, size, np.shape(batch["media"])[1] if one_shape else None)
     metas = batch.get("meta") or [{}]
     if all("cells" in m for m in metas):
-      cond["words"] = words(talk, rows, [m["cells"] for m in metas], columns)
+      cond["words"] = words(talk, rows, [m["cells"] for m in metas], size)
     return {**out, "cond": cond}
 
   def prompt(view, given):
@@ -100,6 +111,19 @@ def make(model: str, question: str = None, columns: int = 512, length: int = 64,
     return said + decode.named(net, view["net"], hidden[:, :seen.shape[1]], cond["words"])
 
   return made._replace(log_prob=log_prob)
+
+
+def sizes_of(name: str, given: int | tuple) -> tuple:
+  """From small to large; of several processes the largest alone. ValueError for anything else."""
+  found = (given,) if isinstance(given, int) else tuple(given)
+  if not found or min(found) < 1 or sorted(set(found)) != list(found):
+    raise ValueError(f"policy: {name} = {given} must be a positive number, or several from small to large; correct it")
+  return found[-1:] if jax.process_count() > 1 else found
+
+
+def holding(sizes: tuple, count: int) -> int:
+  """The smallest size that holds so many, or the largest of all."""
+  return next((size for size in sizes if size >= count), sizes[-1])
 
 
 def conversations(asked: list, media: np.ndarray | None, count: np.ndarray | None = None) -> list:

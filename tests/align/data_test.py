@@ -61,6 +61,43 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(count):
       assert np.array_equal(np.asarray(joined), np.asarray(value)), name
 
 
+def kinds(size=64):
+  return toy(size)._replace(kind=lambda i: "long" if i % 3 else "short")
+
+
+@pytest.mark.parametrize("options", [{}, {"seed": 3, "drop": .4, "group": 2}])
+def test_records_of_a_kind_come_together_and_none_is_lost(options):
+  plain, apart = (batches(kinds(), 4, alike=alike, **options) for alike in (0, 4))
+  pure = np.zeros(2)
+  for _ in range(8):  # windows of four batches, through two epochs
+    expected, found = ([stream.next() for _ in range(4)] for stream in (plain, apart))
+    rows = lambda made: sorted((i, k, p) for b in made for i, k, p in
+                               zip(b["prompt_id"].tolist(), b["sample_id"].tolist(), b["prompt"], strict=True))
+    assert rows(found) == rows(expected)
+    pure += [sum(len({i % 3 > 0 for i in b["prompt_id"].tolist()}) == 1 for b in made) for made in (expected, found)]
+  assert pure[1] >= 24 > pure[0]  # a window's kinds meet in one batch at most
+  assert any((plain.next()["prompt_id"] != apart.next()["prompt_id"]).any() for _ in range(4))
+
+
+def test_batches_of_a_kind_are_shuffled_cut_by_processes_and_restored():
+  make = lambda process=(0, 1): batches(kinds(), 4, alike=8, seed=1, process=process)
+  whole, parts = make(), [make((p, 2)) for p in range(2)]
+  ids = [whole.next()["prompt_id"] for _ in range(16)]
+  first = [bool(i[0] % 3) for i in ids]
+  assert first != sorted(first) and first[:8] != first[8:]
+  for expected in ids:
+    assert np.concatenate([part.next()["prompt_id"] for part in parts]).tolist() == expected.tolist()
+  stream = make()
+  for _ in range(5):
+    stream.next()
+  again = make()
+  again.restore(json.loads(json.dumps(stream.state())))
+  for expected in ids[5:]:
+    assert again.next()["prompt_id"].tolist() == expected.tolist()
+  with pytest.raises(UserError, match="alike: 8 then, 0 now"):
+    batches(kinds(), 4, seed=1).restore(stream.state())
+
+
 @pytest.mark.parametrize("threads", [0, 2])
 def test_a_restored_stream_goes_on_bit_for_bit(threads):
   make = lambda: batches(toy(31, broken=(7,)), 4, group=2, seed=5, drop=0.5, limit=0.5, threads=threads)
@@ -155,6 +192,8 @@ def test_a_planted_fault_makes_a_record_broken(monkeypatch):
   ({"process": (2, 2)}, r"process=\(2, 2\).*0..1"),
   ({"drop": 1.5}, "drop=1.5.*0.1 is usual"),
   ({"source": Source(0, None, "nothing")}, "'nothing' has no records"),
+  ({"alike": 4}, "alike=4: data source 'toy' has no kinds, so it may be 0 only"),
+  ({"source": kinds(), "alike": -1}, "alike=-1: data source 'toy' has kinds, so it may be 0 or more batches"),
 ])
 def test_impossible_arguments_are_refused(arguments, message):
   with pytest.raises(UserError, match=message):

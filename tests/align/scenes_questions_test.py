@@ -177,6 +177,11 @@ def test_records_are_repeatable_and_have_one_shape():
   assert other["prompt"] != batch["prompt"]
 
 
+def test_the_kind_of_a_record_is_its_task():
+  source = make("train", 40)
+  assert [source.kind(i) for i in range(40)] == [source.record(i)["meta"]["task"] for i in range(40)]
+
+
 def test_no_held_out_caption_is_trained_on():
   captions = lambda split: {r["meta"]["caption"] for r in records("caption", 200, split)}
   assert not captions("train") & captions("test")

@@ -90,6 +90,19 @@ def test_a_question_for_all_makes_the_prompt_the_answer(model, made):
                                 made.prepare({"prompt": PROMPTS, "media": MEDIA, "caption": ANSWERS})["x"])
 
 
+def test_a_batch_takes_the_smallest_sizes_that_hold_it_and_means_the_same(model, made, net):
+  several = chat.make(str(model[0]), columns=(24, 48, 64), length=(8, 16))
+  short, long_ = ({"prompt": prompts, "media": MEDIA, "shown": np.array([1, 1], np.int32), "caption": answers}
+                  for prompts, answers in ((PROMPTS, ["A dog", "Two"]), (["What is it, if I may ask?"] * 2, ANSWERS)))
+  for batch, sizes in ((short, (48, 8)), (long_, (64, 16))):
+    small, whole = several.prepare(dict(batch)), made.prepare(dict(batch))
+    assert (small["cond"]["tokens"].shape[1], small["x"].shape[1]) == sizes
+    assert (whole["cond"]["tokens"].shape[1], whole["x"].shape[1]) == (64, 16)
+    found, wanted = (jax.jit(made.log_prob)(net, jax.tree.map(jnp.asarray, b["cond"]), jnp.asarray(b["x"]), None)
+                     for b in (small, whole))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
 def test_answers_of_a_talk_count_as_one_by_one_behind_what_was_said(model, made, net):
   """The questions between them are read, but not learned."""
   opened, more = vlm.open_(model[0]), [["How many?", "Two."], ["Is it?", "No. It is."]]
@@ -158,6 +171,9 @@ def test_refusals(model, made):
     made.prepare({"prompt": ["a"], "media": MEDIA[:1], "meta": [{"caption": "b", "cells": ["c"] * 3}]})
   with pytest.raises(UserError, match="'cells': '.*' takes .* tokens, but at most 2"):
     made.prepare({"prompt": ["a"], "media": MEDIA[:1], "meta": [{"caption": "b", "cells": ["four or five words"] * 4}]})
+  for columns in ((), (64, 32), (0, 32), (32, 32)):
+    with pytest.raises(ValueError, match=r"policy: columns = .* must be a positive number, or several from small to"):
+      chat.make(str(model[0]), columns=columns)
   with pytest.raises(ValueError, match="temperature = 0.* must be positive"):
     chat.make(str(model[0]), temperature=0.0)
   with pytest.raises(ValueError, match="param_dtype = 'int8' is not one of"):
