@@ -293,6 +293,14 @@ def test_the_smallest_slice_is_found(tmp_path, capsys, monkeypatch):
 
 
 @needs_libtpu
+@pytest.mark.parametrize("name, devices, limit", [("v5p:2x2x1", 4, 95.74), ("v6e:2x2", 4, 31.25)])
+def test_other_chips_are_planned_for(name, devices, limit):
+  topology.ready(name)
+  found = plan.plan(resolved(TOY), name, ("update",), quick=True)
+  assert (found.devices, found.limit) == (devices, limit * 2 ** 30) and found.fits() and found.programs[-1].flops > 0
+
+
+@needs_libtpu
 def test_a_quick_plan_counts_the_same(tmp_path, capsys):
   file, numbers = tmp_path / "mine.py", tmp_path / "numbers.json"
   file.write_text(f"def get_config(): return {TOY!r}")
