@@ -6,6 +6,9 @@ in WORKDIR/pairs/WAY (rewards/judging/sift.py: pair ranking then point sifting, 
 halves alone, random pairs). So that ways are compared at equal cost, `calls` is how many answers of the judge a prompt
 may take: a score is one, a comparison two, since it is asked in both orders; a way looks at as many candidates as it
 can pay for. With 20 these are 10 for two_stage, 20 for point, and 20, in 10 comparisons, for pair.
+
+What judges write of the samples of the first prompts is kept in WORKDIR/answers.jsonl, a line a sample and judge:
+{"reward", "prompt", "sample", "text"}. They are asked again for it.
 """
 import hashlib
 import json
@@ -18,7 +21,7 @@ from align import answers, build, evaluate, protocols, shard
 from align.datasets import pairs as dataset
 from rewards.judging import sift
 
-EXAMPLES = 3  # of what a judge wrote that could not be read
+EXAMPLES = 3  # prompts of which is kept, or told, what a judge wrote
 
 
 def run(config: dict, workdir: str) -> dict:
@@ -29,7 +32,7 @@ def collect(workdir: str, *, model: str, data: dict, rewards: dict, score: str, 
             models: dict = None, rank: str = None, ways: tuple[str, ...] = None, calls: int = None, samples: int = 8,
             pairs: int = 1, batch: int = 96, steps: int = None, margin: float = 0.0, failures: float = 0.2,
             audit: str = None, seed: int = 0, mesh: dict = None) -> dict:
-  """Writes WORKDIR/pairs/WAY (datasets/pairs.py) for each way, and WORKDIR/results.json.
+  """Writes WORKDIR/pairs/WAY (datasets/pairs.py) for each way, WORKDIR/results.json and WORKDIR/answers.jsonl.
 
   Args: model: what generates. policy: its options, where they are not its own. score: "reward/part" that ranks. rank:
     "reward/part" that is a share of comparisons won, such as a judge's of pairs; `batch` must then be a multiple of
@@ -61,6 +64,7 @@ def collect(workdir: str, *, model: str, data: dict, rewards: dict, score: str, 
   for name in ("score", "rank", "audit"):
     if options[name]:
       readable(name, options, judges, values, usable, media, records)
+  keep_answers(workdir / "answers.jsonl", judges, media, records, seed)
   results = {way: written(workdir / "pairs" / way, way, count, options, shown, values, records)
              for way, count in looked(options).items()}
   out = {"prompts": len(records), "pairs": sum(one["pairs"] for one in results.values()), "ways": results,
@@ -131,15 +135,29 @@ def readable(name: str, options: dict, judges: dict, values: dict, usable: np.nd
 
 def examples(reward, view, failed: np.ndarray, media: np.ndarray, records: list, seed: int) -> list:
   """The first samples that failed, one of a prompt, and what the judge writes of them when it is asked again."""
-  (_, n), out = failed.shape, []
-  flat = media.reshape((-1, *media.shape[2:]))
+  out = []
   for p in np.flatnonzero(failed.any(1))[:EXAMPLES]:
-    i, said = int(failed[p].argmax()), None
-    if reward.explain:
-      batch, shown = evaluate.asked(reward, flat, records, n, np.arange(p * n, (p + 1) * n))
-      said = reward.explain(view, batch, shown, jax.random.split(jax.random.key(seed), n))[i]
-    out.append(f"prompt {records[p]['prompt']!r}, sample {i}" + ("" if said is None else f": {said!r}"))
+    i = int(failed[p].argmax())
+    said = "" if reward.explain is None else f": {told(reward, view, media, records, p, seed)[i]!r}"
+    out.append(f"prompt {records[p]['prompt']!r}, sample {i}{said}")
   return out
+
+
+def told(reward, view, media: np.ndarray, records: list, p: int, seed: int) -> list:
+  """What a judge that is asked again writes of each sample of prompt p."""
+  n, flat = media.shape[1], media.reshape((-1, *media.shape[2:]))
+  batch, shown = evaluate.asked(reward, flat, records, n, np.arange(p * n, (p + 1) * n))
+  return reward.explain(view, batch, shown, jax.random.split(jax.random.key(seed), n))
+
+
+def keep_answers(file: Path, judges: dict, media: np.ndarray, records: list, seed: int) -> None:
+  """Nothing where no judge writes."""
+  lines = [{"reward": name, "prompt": records[p]["prompt"], "sample": i, "text": text}
+           for name, (reward, view) in judges.items() if reward.explain for p in range(min(EXAMPLES, len(records)))
+           for i, text in enumerate(told(reward, view, media, records, p, seed)) if text]
+  if lines:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 # --- pairs of one way -------------------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@
   python -m align.main --config=configs/judge_scenes.py --workdir=runs/judge_scenes
 
 Arms are `base`, what ships as diffusion/bases/judge; each of TASKS alone, with STEPS updates or, NAME_longer, with as
-many as the joint run; `joint`, all of them; and `verdict`, the joint judge after GRPO whose reward is whether an answer
-can be read and is right. All but the first begin from what ships. The comparison over seeds is
-configs/sweeps/judge_scenes.py.
+many as the joint run; `joint`, all of them; `verdict`, the joint judge after GRPO whose reward is whether an answer can
+be read and is right; and `preferred`, after DPO of right answers against wrong ones. All but the first begin from what
+ships. The comparison over seeds is configs/sweeps/judge_scenes.py.
 
 Hardware: two CPU cores, under an hour for `base`, whose four stages took about 18 minutes of one core: lists of objects
 while each token of a picture is named, talks, pairs of pictures, and single questions. An arm is 2 to 12 minutes. What
@@ -100,11 +100,21 @@ def verdict() -> dict:
     "exam": {**runs["exam"], "model": "@verdict"}}
 
 
+def preferred() -> dict:
+  """The joint judge, then DPO of right answers against wrong ones."""
+  runs = judge(tuple(TASKS), len(TASKS) * STEPS)
+  return {"judge": runs["judge"], "preferred": {
+    **runs["judge"], "steps": 200, "start": {"policy": "@judge"}, "algorithm": {"name": "dpo", "beta": 0.1},
+    "optim": {"name": "adamw", "lr": 2e-5, "clip": 1.0}, "log_every": 5},
+    "exam": {**runs["exam"], "model": "@preferred"}}
+
+
 def arms() -> dict:
   """{name: the runs of a pipeline}."""
   alone = {name: judge((name,), STEPS) for name in TASKS}
   longer = {f"{name}_longer": judge((name,), len(TASKS) * STEPS) for name in TASKS}
-  return {"base": base(), "joint": judge(tuple(TASKS), len(TASKS) * STEPS), **alone, **longer, "verdict": verdict()}
+  return {"base": base(), "joint": judge(tuple(TASKS), len(TASKS) * STEPS), **alone, **longer, "verdict": verdict(),
+          "preferred": preferred()}
 
 
 def get_config(arm: str = "joint"):

@@ -29,6 +29,9 @@ def read(source: Any, most: int = MOST) -> np.ndarray:
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source)) as image:
       bounded(image, most)
       return rgb(ImageOps.exif_transpose(image))
+  except Image.DecompressionBombError as error:  # before `bounded` can ask, where the header says far too much
+    raise ValueError(f"{name} cannot be read (far more than the {most} pixels that are decoded at most); scale it "
+                     "down") from error
   except BROKEN as error:
     raise ValueError(f"{name} cannot be read ({str(error).replace('<_io.BytesIO', '<file')}); replace it") from error
 

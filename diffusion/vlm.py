@@ -80,8 +80,9 @@ def open_(model: Any, dtype: str = "float32", remat: bool | str = False) -> Mode
   option that is not supported."""
   root = at(model) or Path(model)
   if not (root / "config.json").is_file():
-    raise ValueError(f"model: {root / 'config.json'} cannot be read; it must be a JSON file of a folder in "
-                     "transformers' layout: correct the path, or copy the folder again")
+    raise ValueError(f"model: {root / 'config.json'} cannot be read; a vision-language model is a folder in "
+                     f"transformers' layout, of {', '.join(NETWORKS)}, or `judge`, which ships with the package: "
+                     "correct the path, or copy the folder again")
   config = hub.described(root / "config.json")
   if kind(config) not in NETWORKS:
     raise ValueError(f"model: architectures = {config.get('architectures')} in {root / 'config.json'} is not one of "
@@ -171,8 +172,8 @@ def row(model: Model, conversation: list, begun: tuple = (), seen: dict = None, 
   ids, owner = chat.widened([*ids, *begun], sizes)
   if len(ids) + room > model.context:
     raise ValueError(f"conversation: {len(ids)} tokens, of which {int((owner >= 0).sum())} are pictures, and {room} of "
-                     f"an answer exceed the {model.context} that the network was made for; shorten the text, or give "
-                     "fewer or smaller pictures")
+                     f"an answer exceed the {model.context} that the network was made for; shorten the text or "
+                     "the answer's length, or give fewer or smaller pictures")
   return Row(ids, owner, shown)
 
 

@@ -32,12 +32,15 @@ READ = ("expected", "probability")
 
 
 def make(model: str, question: str, reading: str = "text", scheme: str = "all", prompts: str = None, size: int = None,
-         frames: int = None, side: int = None, answers: str = None, columns: int = 2048, length: int = 512,
-         temperature: float = 0.7, at_once: int = 8, dtype: str = "bfloat16", remat: bool | str = False) -> Reward:
+         frames: int = None, rate: float = None, side: int = None, answers: str = None, columns: int = 2048,
+         length: int = 512, temperature: float = 0.7, at_once: int = 8, dtype: str = "bfloat16",
+         remat: bool | str = False) -> Reward:
   """Args:
     question: its name. prompts: a JSON file or a folder of them with further ones. reading, scheme: see above.
     size: pixels of a side; then the score is computed inside the mesh, of `columns` tokens at most.
     frames: of a clip that are shown, evenly spread over it; None: as many as the question says, 8 or 16 as published.
+    rate: frames a second of the clips, so that a judge hears how fast they are; then about two a second are shown where
+      neither `frames` nor the question says how many.
     side: of the squares as which media are shown, such as 32 for a judge that learned from pictures of that size; None:
       as the question says.
     answers: of questions about understanding, the folder whose tokenizer the samples are in.
@@ -45,7 +48,7 @@ def make(model: str, question: str, reading: str = "text", scheme: str = "all", 
     at_once: conversations in a batch, on the host. dtype: of the network and its parameters; remat: see layers.remat.
   """
   opened, asked = vlm.open_(model, dtype=dtype, remat=remat), formats.question(question, prompts)
-  given = {name: value for name, value in (("frames", frames), ("side", side)) if value is not None}
+  given = {name: value for name, value in (("frames", frames), ("rate", rate), ("side", side)) if value is not None}
   asked = questions.check(asked._replace(**given), f"question {question!r}")
   init = lambda key: {"net": vlm.fresh(opened, key, dtype)}
   if size is not None:
@@ -69,7 +72,7 @@ def answerer(model: vlm.Model, length: int = 512, temperature: float = 0.7, at_o
     keys = jax.random.split(jax.random.key(0), len(conversations)) if keys is None else keys
     said = [one for talks, own in zip(groups(conversations), groups(keys), strict=True)
             for one in speaker.answer(view["net"], talks, own, length, heat)]
-    return [judge.Said(*one) for one in said]
+    return [judge.Said(*one, bool(np.isin(one.tokens[-1:], model.chat.stop).any())) for one in said]
 
   def read(view, conversations, begun, options):
     return np.concatenate([speaker.chances(view["net"], talks, begun, options) for talks in groups(conversations)])

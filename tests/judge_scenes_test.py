@@ -43,6 +43,12 @@ def test_a_judge_from_nothing(tmp_path, capsys):
     assert judge.main(given) == 0
     assert 0 < json.loads(capsys.readouterr().out)["probability_A"] < 1
   assert main.main([*config, f"--workdir={tmp_path}/run"]) == 0  # everything is done already
+  options = [option.replace("verdict.", "preferred.") for option in (*JUDGE, *models[:2], "preferred.batch=8")
+             if option not in ("verdict.group=2", "verdict.batch=4")]
+  config = ["--config=configs/judge_scenes.py:preferred", *(f"--config.runs.{option}" for option in options)]
+  assert main.main([*config, f"--workdir={tmp_path}/other"]) == 0, capsys.readouterr().err
+  rows = [json.loads(line) for line in (tmp_path / "other/preferred/metrics.jsonl").read_text().splitlines()]
+  assert rows[0]["train/loss"] == pytest.approx(np.log(2), rel=1e-3)
 
 
 def test_the_shipped_network_answers_questions_about_scenes(tmp_path):

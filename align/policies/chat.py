@@ -82,6 +82,10 @@ def make(model: str, question: str = None, columns: int | tuple[int, ...] = 512,
         out[name] = answers(found, [m.get("more", ()) for m in batch.get("meta", ())] if name == "x" else ())
       elif name in out:
         check_answers(name, out[name], length)
+    pairs = {name: out[name] for name in ("win", "lose") if isinstance(out.get(name), np.ndarray)}  # of one size
+    most = max((ids.shape[1] for ids in pairs.values()), default=0)
+    out |= {name: np.pad(ids, ((0, 0), (0, most - ids.shape[1])), constant_values=talk.pad)
+            for name, ids in pairs.items()}
     asked = batch["prompt"] if question is None else [question] * len(batch["prompt"])
     seen = {}
     with blame("config.data"):
@@ -115,9 +119,11 @@ def make(model: str, question: str = None, columns: int | tuple[int, ...] = 512,
 
 def sizes_of(name: str, given: int | tuple) -> tuple:
   """From small to large; of several processes the largest alone. ValueError for anything else."""
-  found = (given,) if isinstance(given, int) else tuple(given)
-  if not found or min(found) < 1 or sorted(set(found)) != list(found):
-    raise ValueError(f"policy: {name} = {given} must be a positive number, or several from small to large; correct it")
+  found = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+  whole = all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in found)
+  if not found or not whole or sorted(set(found)) != list(found):
+    raise ValueError(f"policy: {name} = {given!r} must be a positive whole number, or several from small to large; "
+                     "correct it")
   return found[-1:] if jax.process_count() > 1 else found
 
 

@@ -13,7 +13,7 @@ and .42 for clips. Not run yet: what one seed learns is in configs/judge_scenes.
 from configs import judge_scenes
 
 SEEDS = range(5)
-ARMS = [arm for arm in judge_scenes.arms() if arm not in ("base", "verdict")]
+ARMS = [arm for arm in judge_scenes.arms() if arm not in ("base", "verdict", "preferred")]
 
 
 def get_sweep():

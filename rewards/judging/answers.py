@@ -4,8 +4,9 @@ Patterns are anchored to whole lines or sentences, numbers may have decimals and
 apart, and a failure says why. The released code of the UnifiedReward family looks for substrings, takes the first run
 of digits, and turns what it cannot read into "the first is better", a tie, or a score of 0.
 
-A verdict counts where its sentence stands by itself and its words for another verdict stand nowhere outside quotation
-marks. Left out: other languages, numbers in words or with a decimal comma.
+A verdict counts where its sentence stands by itself, the line above it does not lead into it ("I doubt that"), it is
+not taken back right behind, and the words for another verdict stand nowhere outside quotation marks. Left out: other
+languages, numbers in words or with a decimal comma.
 """
 import json
 import math
@@ -18,6 +19,9 @@ TOLERANCE = 0.02  # by which two shares may miss their sum
 NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 LISTED = r"^(?:\(?[0-9]{1,2}[.)] ?)?"  # a line may be numbered
 OPENING = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "[": "]"}
+OPEN = (r"(?i)(?:\b(?:that|if|whether|unless|because|not|false|untrue|incorrect|wrong|says?|said|claims?|thinks?|"
+        r"believes?)\b ?:?|,)$")  # of a line that goes on in the next one
+BACK = r"(?i) *(?:actually|no|wait|correction|scratch that|on second thoughts?|or rather)\b"  # of a verdict, behind it
 SAYING = r"(?:(?:the )?(?:final )?(?:answer|verdict|judgment|judgement|conclusion): )?"
 
 
@@ -106,9 +110,13 @@ def sentence(question: Question, text: str) -> Answer:
   mentioned = [i for i, short in enumerate(shorts) if re.search(rf"(?i)(?<!\w){re.escape(short)}(?!\w)", text)]
   if len(mentioned) != 1:
     raise Unread("no verdict" if not mentioned else f"both {shorts[mentioned[0]]!r} and {shorts[mentioned[1]]!r}")
-  if not re.search(rf"(?mi)(?:^|(?<=[.!?] )){SAYING}{stated(question, mentioned[0])}"
-                   r"(?=[.!](?:\s|$)|$|,? because\b)", text):
+  found = [one for one in re.finditer(rf"(?mi)(?:^|(?<=[.!?] )){SAYING}{stated(question, mentioned[0])}"
+                                      r"(?:[.!](?=\s|$)|$|(?=,? because\b))", text)
+           if not re.search(OPEN, text[:one.start()].removesuffix("\n"))]
+  if not found:
     raise Unread(f"{shorts[mentioned[0]]!r} is no sentence of its own")
+  if any(re.match(BACK, text[one.end():].replace("\n", " ")) for one in found):
+    raise Unread(f"{shorts[mentioned[0]]!r} is taken back")
   return decided(mentioned[0])
 
 

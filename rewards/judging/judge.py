@@ -31,10 +31,12 @@ SCHEMES = ("all", "ring", "adjacent", "reference")
 
 
 class Said(NamedTuple):
-  """One answer; tokens and log_prob [L] are the judge's own, or None where a server does not give them."""
+  """One answer; tokens and log_prob [L] are the judge's own, or None where a server does not give them. ended: whether
+  it came to its end; of one that was cut nothing is read, since "1" may have become "10"."""
   text: str
   tokens: Any = None
   log_prob: Any = None
+  ended: bool = True
 
 
 class Answerer(NamedTuple):
@@ -59,7 +61,7 @@ class Pairs(NamedTuple):
   flips: np.ndarray        # [N] bool: A wins in one order and B in the other
   ties: np.ndarray         # [N] mass of a tie, mean of both orders
   asked_again: np.ndarray  # [N] how many of the two answers were asked for again
-  texts: list              # [N][2] what was said last, "" where nothing is written
+  said: list               # [N][2] the Said that counts, of text "" where nothing is written
   reasons: list            # [N][2] why an answer failed, "" where it did not
   metrics: dict            # means: position_bias, flips, ties, asked_again, failed, mass
 
@@ -70,7 +72,7 @@ class Points(NamedTuple):
   valid: np.ndarray        # [N] bool
   parts: dict              # {dimension: [N]}; "mass", where it was not written: how probable what can be read is
   asked_again: np.ndarray  # [N] 0 or 1
-  texts: list              # [N]
+  said: list               # [N] the Said that counts
   reasons: list            # [N]
   metrics: dict            # means: asked_again, failed, mass
 
@@ -89,7 +91,7 @@ def pair(answerer: Answerer, view: Any, question: Question, asked: list, keys: A
     raise ValueError(f"question {question.name!r} is a {question.kind} question, but pairs need one that compares two "
                      "candidates; choose one of kind pair or pair_score")
   talks = [conversation(question, one, swap) for one in asked for swap in (False, True)]
-  found, texts, again = answered(answerer, view, question, talks, twice(keys), reading)
+  found, said, again = answered(answerer, view, question, talks, twice(keys), reading)
   first = np.array([a.value for a in found]).reshape(-1, 2)
   valid = np.isfinite(first).all(1)
   names = {"first": ("A", "B"), "second": ("B", "A"), "tie": ("tie",) * 2, "failed": ("failed",) * 2}
@@ -99,7 +101,7 @@ def pair(answerer: Answerer, view: Any, question: Question, asked: list, keys: A
   metrics = {"position_bias": mean(first[valid] - 0.5), "flips": mean(flips[valid]),
              "ties": mean(ties[valid]), "asked_again": mean(again), "failed": mean(~valid), "mass": mass(found)}
   parts = {name: unswapped(part.reshape(-1, 2)) for name, part in parts_of(question, found, reading).items()}
-  return Pairs(unswapped(first), valid, first, couples(verdicts), parts, flips, ties, again.sum(1), couples(texts),
+  return Pairs(unswapped(first), valid, first, couples(verdicts), parts, flips, ties, again.sum(1), couples(said),
                couples([a.reason for a in found]), metrics)
 
 
@@ -109,14 +111,14 @@ def point(answerer: Answerer, view: Any, question: Question, asked: list, keys: 
     raise ValueError(f"question {question.name!r} compares two candidates, but points need one that judges a single "
                      "one; choose one of kind point or yes")
   talks = [conversation(question, one) for one in asked]
-  found, texts, again = answered(answerer, view, question, talks, keys, reading)
+  found, said, again = answered(answerer, view, question, talks, keys, reading)
   score = np.array([a.value for a in found], float)
   valid = np.isfinite(score)
   metrics = {"asked_again": mean(again), "failed": mean(~valid), "mass": mass(found)}
   parts = parts_of(question, found, reading)
   if reading != "text":
     parts["mass"] = np.array([0.0 if a.reason else a.mass for a in found])
-  return Points(score, valid, parts, again, texts, [a.reason for a in found], metrics)
+  return Points(score, valid, parts, again, said, [a.reason for a in found], metrics)
 
 
 def twice(keys: Any) -> Any:
@@ -154,14 +156,14 @@ def parts_of(question: Question, found: list, reading: str) -> dict:
 
 
 def answered(answerer: Answerer, view: Any, question: Question, talks: list, keys: Any, reading: str) -> tuple:
-  """N conversations -> (Answers, texts, asked_again [N])."""
+  """N conversations -> (Answers, what was said last, asked_again [N])."""
   check_reading(question, reading)
   if not talks:
     return [], [], np.zeros(0, int)
   if reading == "text":
     return written(answerer, view, question, talks, keys)
   read = scored if reading == "expected" else stated
-  return read(answerer, view, question, talks), [""] * len(talks), np.zeros(len(talks), int)
+  return read(answerer, view, question, talks), [Said("")] * len(talks), np.zeros(len(talks), int)
 
 
 def check_reading(question: Question, reading: str) -> None:
@@ -173,14 +175,19 @@ def check_reading(question: Question, reading: str) -> None:
 
 def written(answerer: Answerer, view: Any, question: Question, talks: list, keys: Any) -> tuple:
   """Greedily, and once more with a sample where that cannot be read."""
-  texts = [one.text for one in counted(answerer.say(view, talks, None), len(talks))]
-  found = [answers.parse(question, text) for text in texts]
+  said = [*counted(answerer.say(view, talks, None), len(talks))]
+  found = [understood(question, one) for one in said]
   failed = [i for i, a in enumerate(found) if a.reason]
   if failed:
     again = answerer.say(view, [talks[i] for i in failed], fold(keys[np.array(failed)], 2))
     for i, one in zip(failed, counted(again, len(failed)), strict=True):
-      texts[i], found[i] = one.text, answers.parse(question, one.text)
-  return found, texts, np.isin(np.arange(len(talks)), failed).astype(int)
+      said[i], found[i] = one, understood(question, one)
+  return found, said, np.isin(np.arange(len(talks)), failed).astype(int)
+
+
+def understood(question: Question, one: Said) -> Answer:
+  return answers.parse(question, one.text) if one.ended else answers.failed(
+    f"the answer does not come to its end: {one.text[-80:]!r}; raise the length of answers")
 
 
 def counted(said: list, wanted: int) -> list:

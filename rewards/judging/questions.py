@@ -40,6 +40,8 @@ class Question(NamedTuple):
   frames: int | None = None   # of each video; None: all that there are
   spread: str = "left"     # frames floor(i N / n), "left", or evenly from the first to the last one, "ends"
   as_images: bool = False  # whether the frames of a video are shown as images of their own
+  rate: float | None = None  # frames a second of the videos that are given: without `frames` about two a second are
+                             # shown, as Qwen2-VL and Qwen2.5-VL do, and these hear how fast; None: not known
   side: int | None = None  # media become squares of this side, whatever their shape; None: as they are
   sentences: tuple = ()    # answers that say the first is better, the second is, a tie (pair); yes, no (yes);
                            # how the candidates are called (pair_score)
@@ -98,13 +100,16 @@ def shown(question: Question, medium: np.ndarray) -> list:
   if question.medium == "image":
     return [{"type": "image", "image": squared(medium, question.side)}]
   frames = np.stack([squared(frame, question.side) for frame in medium[places(question, len(medium))]])
-  return [{"type": "image", "image": f} for f in frames] if question.as_images else [{"type": "video", "video": frames}]
+  if question.as_images:
+    return [{"type": "image", "image": frame} for frame in frames]
+  pace = {} if question.rate is None else {"fps": question.rate * len(frames) / len(medium)}
+  return [{"type": "video", "video": frames, **pace}]
 
 
 def places(question: Question, total: int) -> np.ndarray:
   """Which of `total` frames are shown; one that is asked for more often than it is there comes again."""
   if question.frames is None:
-    return np.arange(total)
+    return np.arange(total) if question.rate is None else pictures.at_rate(total, question.rate)
   return pictures.uniform(total, question.frames, last=question.spread == "ends")
 
 
@@ -129,9 +134,10 @@ def check_asked(question: Question, asked: Asked) -> None:
                      "understanding judge answers")
   for i, medium in enumerate(asked.media):
     shape, kind = np.shape(medium), getattr(medium, "dtype", None)
-    if len(shape) == 4 == rank and shape[0] == 0:
-      raise ValueError(f"{name}: media {i} has shape {shape}, a video without frames; at least one is needed, leave "
-                       "this record out")
+    if len(shape) == 4 == rank and shape[0] < 2:
+      raise ValueError(f"{name}: media {i} has shape {shape}, a video of {shape[0]} frame{'s' * (shape[0] != 1)}; at "
+                       "least two are needed to see how anything moves: leave this record out, or ask a question about "
+                       "images")
     if len(shape) != rank or shape[-1] != 3 or 0 in shape or kind != np.uint8:
       form = "[H W 3]" if rank == 3 else "[frames H W 3]"
       raise ValueError(f"{name}: media {i} has shape {shape} and type {kind}, but {form} uint8 is needed; convert it, "
@@ -203,14 +209,16 @@ def made(fields: dict, known: dict, at: str) -> Question:
 
 
 TYPES = {"media": int, "as_images": bool, "frames": (int, type(None)), "side": (int, type(None)),
-         "begun": (str, type(None)), "sentences": tuple, "range": tuple, "dimensions": tuple, "part_range": tuple}
+         "rate": (int, float, type(None)), "begun": (str, type(None)), "sentences": tuple, "range": tuple,
+         "dimensions": tuple, "part_range": tuple}
 
 
 def check_types(fields: dict, at: str) -> None:
   for name, value in fields.items():
     wanted = TYPES.get(name, str)
     if not isinstance(value, wanted) or isinstance(value, bool) and wanted is not bool:
-      words = {tuple: "a list", int: "a whole number", bool: "true or false", str: "a text", type(None): "null"}
+      words = {tuple: "a list", int: "a whole number", float: "a number", bool: "true or false", str: "a text",
+               type(None): "null"}
       allowed = " or ".join(words[t] for t in (wanted if type(wanted) is tuple else (wanted,)))
       raise ValueError(f"{at}: {name} = {value!r} must be {allowed}; change it")
 
@@ -241,11 +249,13 @@ def refuse(at: str, name: str, value: Any, wrong: str, advice: str) -> None:
 def check_shown(q: Question, at: str) -> None:
   if q.spread not in SPREADS:
     refuse(at, "spread", q.spread, f"is not one of {', '.join(SPREADS)}", f"choose one{nearest(q.spread, SPREADS)}")
-  if q.medium == "image" and (q.frames is not None or q.as_images):
-    refuse(at, "frames", q.frames, "or as_images is set, but the question shows images", "remove both")
+  if q.medium == "image" and (q.frames is not None or q.as_images or q.rate is not None):
+    refuse(at, "frames", q.frames, "or rate or as_images is set, but the question shows images", "remove them")
   for name in ("frames", "side"):
     if getattr(q, name) is not None and getattr(q, name) < 1:
       refuse(at, name, getattr(q, name), "must be at least 1", "raise it, or leave it out")
+  if q.rate is not None and not q.rate > 0:
+    refuse(at, "rate", q.rate, "must be more than 0, frames a second", "give the clips' own rate, or leave it out")
 
 
 def check_text(q: Question, at: str) -> None:

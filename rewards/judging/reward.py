@@ -115,14 +115,14 @@ def rated(answerer: Answerer, view: Any, question: Question, asked: list, keys: 
   return (scattered(found.score, rows, len(asked)),
           {name: scattered(part, rows, len(asked))
            for name, part in {**found.parts, "asked_again": found.asked_again}.items()},
-          told(zip(rows, found.texts, strict=True), len(asked)))
+          told(zip(rows, found.said, strict=True), len(asked)))
 
 
 def told(lines: Any, count: int) -> list:
-  """[(sample, text)] -> `count` texts, what was written of a sample in one line."""
+  """[(sample, Said)] -> `count` texts, what was written of a sample in one line."""
   out = [[] for _ in range(count)]
-  for i, text in lines:
-    out[i].append(" ".join(text.split()))
+  for i, one in lines:
+    out[i].append(" ".join(one.text.split()))
   return [" | ".join(texts) for texts in out]
 
 
@@ -151,8 +151,8 @@ def compared(answerer: Answerer, view: Any, question: Question, batch: dict, ask
   parts |= {"first": spread(pairs.first.mean(1), False),
             "flips": spread(np.where(pairs.valid, pairs.flips, np.nan), False),
             "asked_again": spread(pairs.asked_again / 2, False)}
-  lines = [(starts[p] + place, text) for (p, i, j), texts in zip(found.index, pairs.texts, strict=True)
-           for place in (i, j) if place >= 0 for text in texts]
+  lines = [(starts[p] + place, one) for (p, i, j), said in zip(found.index, pairs.said, strict=True)
+           for place in (i, j) if place >= 0 for one in said]
   return np.concatenate(found.rate), parts, told(lines, len(asked))
 
 

@@ -179,6 +179,9 @@ def test_answers_are_collected_and_learned_from(talker, tmp_path):
   assert results["unusable"] < 100 and results["failed_scores"] == 0 and "truth/accuracy" in results["scores"]
   logged = [json.loads(line) for line in (tmp_path / "aligned" / "metrics.jsonl").read_text().splitlines()]
   assert logged[0]["train/loss"] == pytest.approx(np.log(2), abs=1e-4)  # the policy is the reference still
+  kept = [json.loads(line) for line in (tmp_path / "pairs" / "answers.jsonl").read_text().splitlines()]
+  assert {line["reward"] for line in kept} == {"points", "rank"} and all(line["text"] for line in kept)
+  assert {line["prompt"] for line in kept} <= {source.record(i)["prompt"] for i in range(3)}
   again = main.run({**config["runs"]["pairs"], "seed": 3}, tmp_path / "again")
   assert again["ways"] == results["ways"]
 

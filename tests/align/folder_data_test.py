@@ -157,6 +157,33 @@ def test_json_lines_with_pictures_pairs_and_without(tmp_path):
   assert three["win"][0, 0, 0] == 7 and three["lose"][0, 0, 0] == 9
 
 
+def test_several_pictures_of_a_line_are_one_record(tmp_path):
+  for name, value in (("a.png", 7), ("b.png", 9)):
+    save(tmp_path / name, np.full((4, 4, 3), value))
+  path = lines(tmp_path, {"prompt": "which?", "images": ["b.png", "a.png"], "meta": {"caption": "Image 1"}},
+               {"prompt": "what?", "images": ["a.png"], "meta": {"win": "A cat.", "lose": "A dog."}})
+  source = jsonl.make(path, several=3)
+  two, one = source.record(0), source.record(1)
+  assert two["media"][:, 0, 0, 0].tolist() == [9, 7, 0] and two["shown"] == 2 and two["meta"] == {"caption": "Image 1"}
+  assert one["media"][:, 0, 0, 0].tolist() == [7, 0, 0] and one["shown"] == 1 and one["meta"]["win"] == "A cat."
+  assert source.kind(0) != source.kind(1) and source.kind(0).startswith("2 pictures")
+  batch = batches(source, 2, shuffle=False, alike=1).next()
+  assert batch["media"].shape == (2, 3, 4, 4, 3)
+  with pytest.raises(UserError, match="config.data.several = -1 must be 0 or more"):
+    jsonl.make(path, several=-1)
+
+
+@pytest.mark.parametrize("images, reason", [
+  (["a.png"] * 3, r"line 1: images = .* must be a list of 1 to 2 paths"), ([], "must be a list of 1"),
+  ("a.png", "images = 'a.png' must be a list"), (["a.png", "c.png"], "line 1: pictures of 2 sizes; set config.data"),
+  (["../a.png"], "line 1: '../a.png' lies outside")])
+def test_bad_lists_of_pictures_are_named(tmp_path, images, reason):
+  save(tmp_path / "a.png", np.zeros((4, 4, 3)))
+  save(tmp_path / "c.png", np.zeros((4, 5, 3)))
+  with pytest.raises(Unreadable, match=reason):
+    jsonl.make(lines(tmp_path, {"prompt": "x", "images": images}), several=2).record(0)
+
+
 @pytest.mark.parametrize("row, reason", [
   (b"{not json", "line 2: not JSON"), (b"[1]", "line 2: list, but a JSON object"),
   (b'{"prompt": "\xe9"}', "line 2: not JSON"),

@@ -84,7 +84,7 @@ def test_a_large_file_is_refused_before_it_is_decoded(monkeypatch):
     pictures.read(bytes(data))
   data[16:24] = (90000).to_bytes(4, "big") * 2
   data[29:33] = zlib.crc32(bytes(data[12:29])).to_bytes(4, "big")
-  with pytest.raises(ValueError, match=r"picture of \d+ bytes cannot be read .*decompression bomb"):
+  with pytest.raises(ValueError, match=r"cannot be read .far more than the 67108864 pixels .* scale it down"):
     pictures.read(bytes(data))
 
 

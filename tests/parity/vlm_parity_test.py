@@ -19,6 +19,18 @@ MODELS = {
   "qwen2-one": {"kind": "2", "seed": 3, "text": {"num_key_value_heads": 1, "hidden_size": 48,
                 "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 1]}}, "pixels": (28 * 28, 28 * 28 * 30)},
 }
+MORE = {  # a minute of compiling
+  "qwen2_5-tied": {"kind": "2_5", "seed": 6, "tie_word_embeddings": True, "text": {"num_hidden_layers": 3}},
+  "qwen2_5-windows": {"kind": "2_5", "seed": 7, "text": {"rope_theta": 500.0, "rms_norm_eps": 1e-3},
+                      "vision": {"window_size": 56, "fullatt_block_indexes": [2], "num_heads": 4}},
+  "qwen2-tied": {"kind": "2", "seed": 8, "tie_word_embeddings": True, "vision": {"depth": 3, "mlp_ratio": 3}},
+  "qwen2-wide": {"kind": "2", "seed": 9, "vision": {"num_heads": 4},
+                 "text": {"num_attention_heads": 2, "num_key_value_heads": 2, "rope_theta": 700.0,
+                          "rope_scaling": {"type": "mrope", "mrope_section": [4, 2, 2]}}},
+  "llava-deep": {"seed": 10, "text": {"num_hidden_layers": 3, "num_key_value_heads": 4},
+                 "vision": {"num_hidden_layers": 3}},
+  "llava-few": {"seed": 11, "text": {"num_key_value_heads": 1, "hidden_size": 48}, "grid": ((1, 1), (2, 2)), "most": 4},
+}
 
 
 def picture(rng, height, width):
@@ -84,11 +96,11 @@ def sizes_of(talk):
           if part["type"] == "image"]
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=[*MODELS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def pair(request, tmp_path_factory):
   folder = tmp_path_factory.mktemp(request.param)
   make = vlms.llava if request.param.startswith("llava") else vlms.qwen
-  theirs, _ = make(folder, **MODELS[request.param])
+  theirs, _ = make(folder, **{**MODELS, **MORE}[request.param])
   model = vlm.open_(folder)
   return theirs, model, vlm.load(model), vlm.speaker(model)
 

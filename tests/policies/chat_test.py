@@ -103,6 +103,16 @@ def test_a_batch_takes_the_smallest_sizes_that_hold_it_and_means_the_same(model,
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
+def test_better_and_worse_answers_have_one_size_whichever_is_longer(model, net):
+  several = chat.make(str(model[0]), columns=64, length=(8, 16))
+  learn = dpo.make(several, beta=0.1)
+  for win, lose in ((["A dog"] * 2, ANSWERS), (ANSWERS, ["A dog"] * 2)):
+    batch = batch_of(several, win=win, lose=lose)
+    assert batch["win"].shape == batch["lose"].shape == (2, 16)
+    found = learn.loss({"base": net, "policy": net, "ref": {}}, batch, jax.random.key(0))[0]
+    np.testing.assert_allclose(found, np.log(2), atol=1e-5)
+
+
 def test_answers_of_a_talk_count_as_one_by_one_behind_what_was_said(model, made, net):
   """The questions between them are read, but not learned."""
   opened, more = vlm.open_(model[0]), [["How many?", "Two."], ["Is it?", "No. It is."]]
@@ -171,8 +181,8 @@ def test_refusals(model, made):
     made.prepare({"prompt": ["a"], "media": MEDIA[:1], "meta": [{"caption": "b", "cells": ["c"] * 3}]})
   with pytest.raises(UserError, match="'cells': '.*' takes .* tokens, but at most 2"):
     made.prepare({"prompt": ["a"], "media": MEDIA[:1], "meta": [{"caption": "b", "cells": ["four or five words"] * 4}]})
-  for columns in ((), (64, 32), (0, 32), (32, 32)):
-    with pytest.raises(ValueError, match=r"policy: columns = .* must be a positive number, or several from small to"):
+  for columns in ((), (64, 32), (0, 32), (32, 32), 3.5, "64", (True, 32), 0):
+    with pytest.raises(ValueError, match=r"policy: columns = .* must be a positive whole number, or several from"):
       chat.make(str(model[0]), columns=columns)
   with pytest.raises(ValueError, match="temperature = 0.* must be positive"):
     chat.make(str(model[0]), temperature=0.0)

@@ -108,7 +108,8 @@ def test_flips_are_pairs_whose_winner_changes():
   assert found.verdicts == [("A", "B"), ("A", "A"), ("B", "B"), ("A", "B")]
   assert found.probability.tolist() == [0.5, 1, 0, 0.5] and found.flips.tolist() == [True, False, False, True]
   assert found.metrics["flips"] == 0.5 and found.metrics["position_bias"] == 0.25 and found.metrics["failed"] == 0
-  assert found.texts[1] == ("Image 1 is better than Image 2", "Image 2 is better than Image 1")
+  texts = tuple(one.text for one in found.said[1])
+  assert texts == ("Image 1 is better than Image 2", "Image 2 is better than Image 1")
 
 
 def test_a_tie_keeps_its_mass():
@@ -132,6 +133,16 @@ def test_a_failure_is_asked_once_more_then_masked():
   assert found.verdicts[2] == ("failed", "failed") and all("no verdict: 'Hard to say.'" in r for r in found.reasons[2])
   assert found.metrics["failed"] == 0.25 and found.metrics["asked_again"] == 0.5
   assert found.metrics["position_bias"] == 0  # of those that could be read
+
+
+def test_an_answer_that_was_cut_is_not_read():
+  """Of "10" the beginning is a score of its own."""
+  cut = lambda view, talks, keys: [Said("Final Score: 1", ended=keys is not None) for _ in talks]
+  found = judge.point(Answerer(cut, None), {}, SCORE, [one(50)], KEYS[:1])
+  assert found.valid.all() and found.score.tolist() == [1] and found.asked_again.tolist() == [1]
+  never = Answerer(lambda view, talks, keys: [Said("Final Score: 1", ended=False) for _ in talks], None)
+  found = judge.point(never, {}, SCORE, [one(50)], KEYS[:1])
+  assert not found.valid.any() and "does not come to its end: 'Final Score: 1'" in found.reasons[0]
 
 
 def test_one_order_is_not_enough():

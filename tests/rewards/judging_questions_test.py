@@ -80,8 +80,9 @@ def test_fields_are_replaced_once():
 def test_frames(total, spread, wanted):
   question = TABLE["video_generation_point_sift"]._replace(spread=spread, side=None)
   assert questions.places(question, total).tolist() == wanted
-  images = shown(conversation(question, Asked("x", (CLIP[:total],))))
-  assert all((image == CLIP[i]).all() for image, i in zip(images, wanted, strict=True))
+  if total > 1:
+    images = shown(conversation(question, Asked("x", (CLIP[:total],))))
+    assert all((image == CLIP[i]).all() for image, i in zip(images, wanted, strict=True))
 
 
 def test_a_video_that_is_shown_whole():
@@ -92,6 +93,16 @@ def test_a_video_that_is_shown_whole():
   assert [video.shape for video in shown(conversation(eight, Asked("x", (CLIP, CLIP))))] == [(4, 8, 8, 3)] * 2
 
 
+def test_a_video_of_a_known_rate_is_shown_at_two_frames_a_second():
+  """Three seconds, as Qwen2-VL and Qwen2.5-VL see them, and the rate of what is shown."""
+  clip, question = np.repeat(CLIP[:1], 48, 0), TABLE["video_generation_point_v1_qwen"]
+  clip[:, 0, 0, 0] = np.arange(48)
+  part = lambda **given: conversation(question._replace(**given), Asked("x", (clip,)))[0]["content"][0]
+  assert part(rate=16.0)["fps"] == 2 and part(rate=16.0)["video"][:, 0, 0, 0].tolist() == [0, 8, 16, 24, 32, 40]
+  assert len(part(rate=16.0, frames=8)["video"]) == 8 and part(rate=16.0, frames=8)["fps"] == 8 / 3
+  assert len(part()["video"]) == 48 and "fps" not in part()
+
+
 @pytest.mark.parametrize("name, one, message", [
   ("image_generation_pair_v1_qwen", Asked("x", (A,)), "1 media are given, 2 are needed"),
   ("image_generation_point_v2", Asked("x", (A, B)), "2 media are given, 1 are needed"),
@@ -100,7 +111,8 @@ def test_a_video_that_is_shown_whole():
   ("image_understanding_pair_v1_qwen", Asked("x", (A,), ("one",)), "but 2 texts are needed"),
   ("image_understanding_point_v1", Asked("x", (A,), (3,)), "but 1 texts are needed"),
   ("image_generation_point_v2", Asked("x", (A,), ("one",)), "but 0 texts are needed"),
-  ("video_generation_point_v2", Asked("x", (CLIP[:0],)), "a video without frames"),
+  ("video_generation_point_v2", Asked("x", (CLIP[:0],)), "a video of 0 frames; at least two"),
+  ("video_generation_point_v2", Asked("x", (CLIP[:1],)), "a video of 1 frame; at least two"),
   ("video_generation_point_v2", Asked("x", (A,)), r"\[frames H W 3\] uint8 .*question about images"),
   ("image_generation_point_v2", Asked("x", (CLIP,)), r"\[H W 3\] uint8 is needed.*question about videos"),
   ("image_generation_point_v2", Asked("x", (A / 255,)), "type float64, but"),

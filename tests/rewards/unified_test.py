@@ -105,7 +105,7 @@ def test_words_of_a_random_network_are_no_verdict_and_no_zero(folder, prompts, v
   ({"question": "short_yes", "size": SIDE, "reading": "text"}, "choose expected or probability"),
   ({"question": "short_yess"}, "question = 'short_yess' is not one of .*nearest: 'short_yes'"),
   ({"question": "short_yes", "reading": "expected"}, "reading = 'expected' is not one of text, probability"),
-  ({"question": "short_yes", "frames": 4}, "frames = 4 or as_images is set, but the question shows"),
+  ({"question": "short_yes", "frames": 4}, "frames = 4 or rate or as_images is set, but the question shows"),
   ({"question": "short_clip", "frames": 0}, "question 'short_clip': frames = 0 must be at least 1"),
   ({"question": "short_yes", "at_once": 0}, "at_once = 0 must be at least 1")])
 def test_refusals(folder, prompts, options, message):
@@ -173,12 +173,19 @@ def test_pairs_points_and_chat_print_json(capsys, folder, prompts, files):
   np.testing.assert_allclose(json.loads(out)["probability_A"], 1 - one["probability_A"], atol=1e-5)
   code, out, _ = said(capsys, *common, *asked, "--task=short_point", a)
   assert code == 0 and json.loads(out)["score"] is None and json.loads(out)["failed"] and json.loads(out)["tokens"]
+  opened, told = vlm.open_(folder), json.loads(out)  # asked again, and the tokens are those of the text
+  assert told["asked_again"] == 1 and opened.chat.decode(told["tokens"]) == told["text"]
   code, out, _ = said(capsys, *common, "--chat=Describe the image.", a)
   assert code == 0 and set(json.loads(out)) == {"text", "tokens", "log_prob"}
 
 
 @pytest.mark.parametrize("arguments, message", [
   (["--task=short_pair", "--chat=hi"], "--task and --chat: one of the two must be given"), ([], "one of the two"),
+  (["--chat= "], "--chat = '' is an empty text"), (["--chat=hi", "--prompt=x"], "--prompt = 'x' is given with --chat"),
+  (["--chat=hi", "--reading=text"], "--reading = 'text' is given with --chat"),
+  (["--task=short_yes", "--prompt=x", "--top-p=.5", "a.png"], "--top-p = 0.5 is given with --task"),
+  (["--task=image-understanding-point", "--prompt=x", "--answer=", "a.png"], "--answer = '' is an empty text"),
+  (["--task=short_yes", "--prompt=x", "--rate=2", "a.png"], "or rate or as_images is set, but the question shows"),
   (["--task=image-generation-pear"], "--task = 'image-generation-pear' is not one of"),
   (["--task=image-generation", "a.png"], "is not one of image_generation_pair_v1_llava"),
   (["--task=short_yes", "--prompt=x", "a.png", "b.png"], "2 media are given, 1 are needed"),
@@ -187,8 +194,8 @@ def test_pairs_points_and_chat_print_json(capsys, folder, prompts, files):
   (["--task=short_yes", "--prompt=x", "none.png"], "cannot be read"),
   (["--task=video-generation-point-sift", "--prompt=x", "a.png"], "must be a folder of frames")])
 def test_bad_input_is_named(capsys, folder, prompts, files, arguments, message):
-  code, out, err = said(capsys, "--model", folder, "--prompts", prompts,
-                        *(files / a if a.endswith("png") else a for a in arguments))
+  own = () if any(a.startswith("--chat=") for a in arguments) else ("--prompts", prompts)
+  code, out, err = said(capsys, "--model", folder, *own, *(files / a if a.endswith("png") else a for a in arguments))
   assert code == 2 and not out and message in err
 
 

@@ -11,6 +11,7 @@ import torch
 import transformers
 import vlms
 
+from align import main
 from align.algorithms import compare
 from diffusion import folder as weights_of
 from diffusion import vlm, weights
@@ -238,6 +239,21 @@ def test_pairs_with_ties_train_it(folder, view):
     move, opt = tx.update(slope, opt)
     head = optax.apply_updates(head, move)
   assert float(out["accuracy"]) == 1 and float(out["ties"]) == 0
+
+
+@pytest.mark.slow  # a network of vision and words, its gradient, and clips
+def test_its_heads_are_trained_by_the_command(folder, tmp_path):
+  reward = {"name": "video_reward", "model": str(folder), "question": str(folder / "question.txt"), "size": (6, 28, 28),
+            "columns": 128, "frame": (28 * 28, 28 * 28), "dtype": "float32", "normalise": False, "fresh": True}
+  config = {"task": "train", "steps": 4, "batch": 8, "trained": "^reward/rm_head", "reward": reward, "log_every": 1,
+            "algorithm": {"name": "compare", "loss": "btt"}, "optim": {"name": "adamw", "lr": 3e-2},
+            "data": {"name": "scenes_flaws", "dimension": "looks", "count": 8, "size": 28, "frames": 6, "most": 1}}
+  main.run(config, tmp_path)
+  rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  losses = [row["train/loss"] for row in rows if "train/loss" in row]
+  assert losses[-1] < losses[0] and np.isfinite(losses).all()
+  kept = weights_of.load(str(tmp_path), "reward")
+  np.testing.assert_array_equal(kept["net"]["lm"]["norm"]["scale"], vlm.load(vlm.open_(folder))["lm"]["norm"]["scale"])
 
 
 def test_it_begins_with_the_head_of_its_folder(folder, view, host):
