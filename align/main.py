@@ -106,11 +106,15 @@ def awaited(config: dict) -> str:
 
 def plan(given: dict, overrides: list) -> None:
   """--plan: shows what every training run of a config would need on a topology. UserError where one does not fit."""
+  file = given.get("plan_json")
+  if file and (Path(file).is_dir() or not Path(file).parent.is_dir()):  # before minutes of compiling
+    raise UserError(f"--plan_json = {file!r} must be a file in a folder that is there; make the folder, or give "
+                    "another file")
   topology.ready(given["plan"])
   from align import plan as planning  # which imports what must not be touched before
   config = configs.override(configs.load(given["config"]), overrides)
   source = {"config": given["config"], "overrides": [f"{key}={value}" for key, value in overrides]}
-  planning.show(config, given["plan"], source, given.get("plan_json"), given.get("quick", False))
+  planning.show(config, given["plan"], source, file, given.get("quick", False))
 
 
 def command(arguments: list) -> None:
@@ -122,6 +126,9 @@ def command(arguments: list) -> None:
       raise UserError(f"--{name} is missing; it must be {FLAGS[name]}; add --{name}=...")
   if given.get("plan"):
     return plan(given, overrides)
+  for name in ("plan_json", "quick"):
+    if given.get(name):
+      raise UserError(f"--{name} is given without --plan; it is {FLAGS[name]}; add --plan=..., or leave it out")
   join(given)
   run(configs.override(configs.load(given["config"]), overrides), given.get("workdir"), given.get("print", False))
 

@@ -8,6 +8,7 @@ that move with experiences, the loading of weights, and how long anything takes.
 """
 import json
 import math
+import re
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,8 @@ from align.build import UserError
 from align.core import State
 from diffusion.mesh import batch_sharding
 
+REMAT = ("dots_with_no_batch_dims_saveable", "attention", True)  # ways of layers.remat, the cheapest first
+UPDATE = re.compile(r"config\.(micro|policy\.(net\.)?remat)=")   # remedies that leave the other programs as they are
 LORA = {"rank": 32, "alpha": 64.0, "targets": "^net/.*kernel$"}  # a remedy's; published for flows of 2 to 3 billion
 
 
@@ -65,7 +68,7 @@ class Plan(NamedTuple):
   limit: int | None
   held: dict
   programs: list
-  donated: float        # share of the state that an update writes in place
+  donated: float | None  # share of the state that an update writes in place, None where none was compiled
   most: int             # see Run
 
   def stays(self) -> int:
@@ -141,7 +144,8 @@ def held(run: Run) -> dict:
 
 
 def programs(run: Run, names: tuple = ()) -> Any:
-  """Yields the Programs of a run in the order in which they run; `names`: ("update",), or () for all."""
+  """Yields the Programs of a run in the order in which they run; `names`: () for all, or ("update",) with or without
+  the first few of the others, whose results the next one needs."""
   state, frozen, mesh, do = run.state, run.frozen, run.parts.mesh, run.do
   params, made = tree.merge(frozen, state.params), {"batch": run.arrays}
   key, number = (jax.ShapeDtypeStruct((), kind, sharding=shard.replicated(mesh))
@@ -222,15 +226,15 @@ def plan(config: dict, name: str, names: tuple = (), say: Any = None, brief: boo
   with standin.opened(config) as config, topology.unkept():
     run = survey({k: v for k, v in config.items() if k != "task"}, devices, quick)
     parts = {what: (share(shapes), whole(shapes)) for what, shapes in held(run).items()}
-    made = Plan(name, len(devices), dict(run.parts.mesh.shape), topology.memory(name), parts, [], 0.0, run.most)
+    made = Plan(name, len(devices), dict(run.parts.mesh.shape), topology.memory(name), parts, [], None, run.most)
     left = iter(()) if brief and not made.fits() else programs(run, names)
     for program in left:
       made.programs.append(program)
       say and say(program)
       if brief and not made.fits():
         return made
-  update = made.programs[-1:]  # which returns the state, and scalars
-  return made._replace(donated=sum(p.aliased for p in update) / max(sum(p.written for p in update), 1))
+  update = [p for p in made.programs[-1:] if p.wanted is None]  # which returns the state, and scalars
+  return made._replace(donated=update[0].aliased / max(update[0].written, 1)) if update else made
 
 
 def smallest(config: dict, kind: str, say: Any = None, quick: bool = False) -> Plan:
@@ -253,16 +257,19 @@ def smallest(config: dict, kind: str, say: Any = None, quick: bool = False) -> P
 def remedies(config: dict, failed: Plan) -> list[list[str]]:
   """Overrides to try in turn: less is kept for gradients, more micro batches, parameters cut over all devices, adapters
   instead of the whole; first each alone, then more and more of them together."""
-  single = [r for r in (remat(config), micro(config, failed), mesh(failed), lora(config)) if r]
+  less = remat(config)
+  single = [r for r in (*less[-1:], micro(config, failed), mesh(failed), lora(config)) if r]
   together = [sum(single[:n], []) for n in range(2, len(single) + 1)]
-  return single + together
+  return less[:-1] + single + together
 
 
-def remat(config: dict) -> list[str]:
+def remat(config: dict) -> list[list[str]]:
+  """Each way that recomputes more than the config does, the cheapest first."""
   policy = config.get("policy") or {}
   at = "policy" if "remat" in policy else "policy.net" if "remat" in (policy.get("net") or {}) else None
   now = at and (policy if at == "policy" else policy["net"])["remat"]
-  return [f"config.{at}.remat=True"] if at and now is not True else []
+  more = REMAT[REMAT.index(now) + 1:] if now in REMAT else REMAT
+  return [[f"config.{at}.remat={way}"] for way in more] if at else []
 
 
 def micro(config: dict, failed: Plan) -> list[str]:
@@ -281,11 +288,14 @@ def lora(config: dict) -> list[str]:
 
 
 def remedy(config: dict, failed: Plan, say: Any = None, quick: bool = False) -> tuple[list, Plan] | None:
-  """The first overrides under which a run fits, and its plan; None where none of them helps."""
+  """The first overrides under which a run fits, and its plan; None where none of them helps. What they leave as it is,
+  and fits, is not compiled again."""
+  others = [p for p in failed.programs if p.name != "update"]
   for flags in remedies(config, failed):
-    changed = configs.override(config, flags)
-    names = ("update",) if all(fits(p, failed.limit) for p in failed.programs if p.name != "update") else ()
-    found = plan(changed, failed.topology, names, say, quick=quick)
+    alone = all(map(UPDATE.match, flags)) and all(fits(p, failed.limit) for p in others)
+    found = plan(configs.override(config, flags), failed.topology, ("update",) if alone else (), say, brief=True,
+                 quick=quick)
+    found = found._replace(programs=others + found.programs) if alone else found
     if found.fits():
       return flags, found
   return None

@@ -13,8 +13,8 @@ def text(plan: Any, remedy: tuple | None = None) -> str:
   held = [(what, size(device), size(over)) for what, (device, over) in plan.held.items() if over]
   held.append(("together", size(plan.stays()), size(sum(o for _, o in plan.held.values()))))
   rows = [("program", "temporaries", "peak", "FLOP", "traffic", "compiled in"), *map(row, plan.programs)]
-  notes = [largest(plan), copies(plan), f"an update writes {plan.donated:.0%} of the state in place",
-           verdict(plan, remedy)]
+  donated = [] if plan.donated is None else [f"an update writes {plan.donated:.0%} of the state in place"]
+  notes = [largest(plan), copies(plan), *donated, verdict(plan, remedy)]
   return "\n\n".join([f"{plan.topology}: {plan.devices} devices, {axes}",
                       table([("what stays", "a device", "in all"), *held]), table(rows), "\n".join(notes)])
 
@@ -93,9 +93,9 @@ def count(n: float) -> str:
 
 
 def record(plan: Any) -> dict:
-  """The numbers of a plan: bytes of a device, flops over all of them, None for the peak of what does not fit."""
+  """The numbers of a plan: bytes of a device, flops over all of them, None where there are none for lack of room."""
   numbers = {p.name: {"peak": None if p.wanted is not None else int(p.peak), "flops": int(p.flops),
                       "traffic": int(traffic(p))} for p in plan.programs}
   return {"topology": plan.topology, "mesh": plan.mesh, "fits": plan.fits(),
-          "held": {what: int(device) for what, (device, _) in plan.held.items()}, "donated": round(plan.donated, 3),
-          "programs": numbers}
+          "held": {what: int(device) for what, (device, _) in plan.held.items()},
+          "donated": None if plan.donated is None else round(plan.donated, 3), "programs": numbers}

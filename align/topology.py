@@ -7,6 +7,7 @@ the compiler sees two devices a chip, GPUs, and slices joined over a data-centre
 import contextlib
 import importlib.metadata
 import importlib.util
+import math
 import os
 import re
 from typing import NamedTuple
@@ -46,7 +47,17 @@ def check(name: str) -> None:
     allowed = f"{kind} comes as {', '.join(CHIPS[kind].slices)}, and {kind!r} alone is the smallest that is enough"
   else:
     allowed = f"it must be cpu:1 to cpu:{MOST}, or a slice of {', '.join(CHIPS)} such as {NAMES[3]}"
-  raise UserError(f"--plan = {name!r}: {allowed}; choose one of them{nearest(name, NAMES)}")
+  near = like(kind, shape) if kind in CHIPS else nearest(name, NAMES)
+  raise UserError(f"--plan = {name!r}: {allowed}; choose one of them{near}")
+
+
+def like(kind: str, shape: str) -> str:
+  """" (nearest: 'v5e:2x4')", the slice with about as many chips as a shape has, the larger of two; or nothing."""
+  if not re.fullmatch(r"\d+(x\d+)*", shape):
+    return ""
+  chips = lambda shape: math.prod(map(int, shape.split("x")))
+  found = min(reversed(CHIPS[kind].slices), key=lambda each: abs(chips(each) - chips(shape)))
+  return f" (nearest: {f'{kind}:{found}'!r})"
 
 
 def ready(name: str) -> None:

@@ -2,7 +2,8 @@
 
 `load` takes a folder with a tokenizer.json, or the name of one that ships with the package. "words" knows the captions
 of Scenes and of the digits, one token a word. Text is NFC-normalised and lower-cased and punctuation is dropped, so
-that no prompt can spell <eos>. Left out: sub-word models.
+that no prompt can spell <eos>. The library is imported when one is made or read, since benchmarks do without. Left
+out: sub-word models.
 """
 import collections
 import json
@@ -12,11 +13,9 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
-import tokenizers
-from tokenizers import normalizers, pre_tokenizers, processors
 
 SHIPPED = Path(__file__).parent / "tokenizers"
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
@@ -52,6 +51,8 @@ def train(captions: Iterable[str], size: int = None) -> Tokenizer:
 
   size: of the vocabulary with its 4 special tokens; the rarest words are left out. None keeps all.
   """
+  import tokenizers
+  from tokenizers import normalizers, processors
   splitter, counts = pieces(), collections.Counter()
   for caption in captions:
     normal = unicodedata.normalize("NFC", text(caption)).lower()
@@ -68,13 +69,19 @@ def train(captions: Iterable[str], size: int = None) -> Tokenizer:
   return wrap(made, "trained")
 
 
-def pieces() -> pre_tokenizers.PreTokenizer:
-  """Runs of letters and digits; everything between them is dropped."""
+def pieces() -> Any:
+  """The library's splitter into runs of letters and digits; everything between them is dropped."""
+  import tokenizers
+  from tokenizers import pre_tokenizers
   return pre_tokenizers.Split(tokenizers.Regex(r"\w+"), "removed", invert=True)
 
 
-def load(name: str) -> Tokenizer:
-  """The tokenizer of a folder, or a shipped one by name. ValueError if there is none, or if its file cannot be read."""
+def load(name: str | Tokenizer) -> Tokenizer:
+  """The tokenizer of a folder, a shipped one by name, or the one that is given. ValueError if there is none, or if its
+  file cannot be read."""
+  if isinstance(name, Tokenizer):
+    return name
+  import tokenizers
   for folder in (Path(name), SHIPPED / name):
     file = folder / "tokenizer.json"
     if file.is_file():
@@ -96,7 +103,7 @@ def text(prompt) -> str:
   raise ValueError(f"prompt = {prompt!r} is of type {type(prompt).__name__}, but prompts are strings; convert it")
 
 
-def wrap(made: tokenizers.Tokenizer, source: str) -> Tokenizer:
+def wrap(made: Any, source: str) -> Tokenizer:
   """The pure interface over a tokenizer of the library, which must know the four special tokens."""
   missing = [name for name in SPECIAL if made.token_to_id(name) is None]
   if missing:

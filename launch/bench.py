@@ -1,7 +1,7 @@
 """Speed and memory, beside a peer: the same work in one launch, alternated, as a ratio.
 
   python -m launch.bench all [--repeats=20] [--json=FILE]
-  python -m launch.bench rollout | dpo | grpo | refl | compiles | depth | remat | judge | rewards | overlap
+  python -m launch.bench rollout | dpo | grpo | refl | compiles | depth | remat | judge | rewards | overlap | recipes
   python -m launch.bench gpu [--only=dpo_full,dpo_lora,rollout,grpo,grpo_fast,attention] [--size=sd35_medium]
     [--seconds=570]
 
@@ -16,26 +16,30 @@
   judge      a small vision-language model that compares pictures, beside transformers (launch/judging.py)
   rewards    pictures that small CLIPs, ImageReward and DINOv2 judge, beside transformers (launch/scoring.py)
   overlap    an experience whose reward is waited for, while the next chunk is sampled or in turn (launch/overlap.py)
+  recipes    where an experience of each recipe spends its time, and the most memory (launch/phases.py); no peer
   gpu        the same at the size of SD3.5 medium with random weights, DPO of all of it and of adapters, GRPO as
              published and as Flow-GRPO-Fast, and attention by every kernel; with the share of the chip that is used
 
 The peer (launch/peer.py) is diffusers' SD3Transformer2DModel of the same sizes in a plain PyTorch loop; `all` takes the
 fastest of its forms, in float32 on all cores, `gpu` shows eager and compiled, in bfloat16. FLOPs are counted on both
 sides (torch's counter; ours on the jaxpr, without what remat does again). Times are medians, the ratio peer / ours has
-a bootstrap interval; above 1 we are faster. Absolute times belong to the machine. Needs torch and diffusers.
+a bootstrap interval; above 1 we are faster. Absolute times belong to the machine. Needs torch and diffusers; `gpu`
+needs nothing beside these but jax, flax, optax and numpy, and shows our side also where these are not.
 """
 import argparse
+import importlib
 import importlib.metadata
 import importlib.util
 import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 
 import jax
 
 from align.algorithms import dpo, refl
-from launch import gpu, judging, kept, ours, overlap, scoring
+from launch import gpu, ours
 from launch.timing import alternated, compared
 from launch.work import SIZES, SMALL
 
@@ -103,9 +107,15 @@ def by_depth(repeats: int) -> dict:
   return {f"{depth} blocks": {**out[f"{depth} blocks"], "characters": length} for depth, length in texts.items()}
 
 
+def elsewhere(name: str) -> Callable:
+  """The run of another module, imported when it is asked for: `gpu` does without most of what they need."""
+  return lambda repeats: importlib.import_module(f"launch.{name}").run(repeats)
+
+
 RUNS = {"rollout": lambda repeats: beside("rollout", repeats), "dpo": lambda repeats: beside("dpo", repeats),
         "grpo": lambda repeats: beside("grpo", repeats), "refl": refl_memory, "compiles": compiles, "depth": by_depth,
-        "remat": kept.run, "judge": judging.run, "rewards": scoring.run, "overlap": overlap.run}
+        "remat": elsewhere("kept"), "judge": elsewhere("judging"), "rewards": elsewhere("scoring"),
+        "overlap": elsewhere("overlap"), "recipes": elsewhere("phases")}
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

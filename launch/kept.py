@@ -10,10 +10,10 @@ import math
 
 import jax
 
-from align import costs, standin
+from align import costs, plan, standin
 from align.policies import public
 
-WAYS = (False, "dots_with_no_batch_dims_saveable", "attention", True)  # of layers.remat, most is kept first
+WAYS = (False, *plan.REMAT)  # of layers.remat, most is kept first
 MODELS = {"sd15": 512, "sdxl": 1024, "sd35_medium": 512, "flux_dev": 720}  # shipped descriptions, pixels of a side
 
 

@@ -1,6 +1,6 @@
 """Our side of the benchmarks: the same policies, algorithms and updates that runs are made of, on random weights.
 
-Needs jax, flax, optax, numpy and tokenizers alone.
+Needs jax, flax, optax and numpy alone.
 """
 import math
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from align.policies import diffusion
 from align.update import make_train_step
 from diffusion import process
 from diffusion.nets import attention, mmdit
+from diffusion.tokenizer import Tokenizer
 from launch.work import Work
 from rewards.core import Reward, Scores
 
@@ -46,13 +47,19 @@ class Given(nn.Module):
     return context, jnp.broadcast_to(table[:1, :self.pooled], (ids.shape[0], self.pooled))
 
 
+def unread(prompts: list, length: int) -> tuple[np.ndarray, np.ndarray]:
+  """In place of a tokenizer's: every prompt is the same, since `Given` looks at none."""
+  return np.zeros((len(prompts), length), np.int32), np.ones((len(prompts), length), bool)
+
+
 def policy(work: Work, kernel: str = "flow_sde", remat: bool | str | None = None) -> Policy:
   net = mmdit.make("sd3_medium", channels=work.channels, width=work.width, depth=work.depth, heads=work.heads,
                    dual=work.dual, norm=work.norm, table=work.table, base=work.size // 2,
                    remat=work.remat if remat is None else remat, dtype="bfloat16" if work.half else None)
   text = Given(work.tokens, work.context, work.pooled)
-  made = diffusion.make(net, text, process.flow(), kernel, length=work.tokens, size=work.size, channels=work.channels,
-                        steps=work.steps, guidance=work.guidance, law="uniform")
+  words = Tokenizer(unread, decode=None, save=None, size=0, counts={})
+  made = diffusion.make(net, text, process.flow(), kernel, words, work.tokens, work.size, work.channels, work.steps,
+                        guidance=work.guidance, law="uniform")
   return lora.wrap(made, work.rank, 2.0 * work.rank, ADAPTED) if work.rank else made
 
 
@@ -182,7 +189,7 @@ def grpo_iteration(work: Work) -> Side:
   plain = grpo.make(policy(work, remat=False), bright(), **how).loss
   flops = count(experience, update.policy(), roles["base"]) + update.count(plain, first, key)
   return Side(lambda: update.step(gathered(update.policy(), roles["base"]), key), flops,
-              lambda: update.memory(first, key))
+              lambda: max(memory(gathered, update.policy(), roles["base"]), update.memory(first, key)))
 
 
 WORKS = {"rollout": rollout, "dpo": dpo_update, "grpo": grpo_iteration}

@@ -8,12 +8,14 @@
 installs them and starts align.main on every worker with what stands behind `--`. Then it watches: a slice that was
 preempted is asked for again, a run that stopped resumably (exit code 75) is started again, and any other exit code is
 passed on with the end of the log. PLACE must outlive the slice, such as a bucket that --setup mounts on each worker.
-The same command continues what was interrupted, also this program itself. `stop` ends the run and gives the slice back.
+The same command continues what was interrupted, also this program itself. `stop` ends the run and gives the slice back;
+a `run` that still watches would start it again, so end that one first.
 
 Everything is done by gcloud, whose login and project are used; --dry-run prints each command and runs none. Slices have
 the names that --plan takes. Left out: several slices as one job, GKE.
 """
 import argparse
+import contextlib
 import difflib
 import math
 import re
@@ -22,26 +24,33 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 RESUMABLE = 75                   # exit code of a run that saved and stopped
 HOME = "align-run"               # a worker's folder: the checkout, log and exit code of the run
-PROCESS = "align[.]main"         # as pgrep finds it, and not itself
+PROCESS = "^[^ ]*/python -m align[.]main"  # as pgrep finds it, and neither itself nor the shell that waits for it
 PYTHON = "3.12"                  # images have an older one
 GONE = ("SUSPENDED", "SUSPENDING", "DELETING")  # what a preempted slice comes to
+ABSENT = "NOT_FOUND"             # what gcloud says of a name that nothing has
+TRIES = 10                       # of what must not be guessed where gcloud fails
 
 
 class Kind(NamedTuple):
-  """A kind of TPU. prefix: of gcloud's accelerator types, whose number counts `unit` a chip. version: its image."""
+  """A kind of TPU. prefix: of gcloud's accelerator types, whose number counts `unit` a chip. version: its image.
+  shapes: on offer, as in align/topology.py."""
   prefix: str
   unit: int
   version: str
-  dims: int
+  shapes: tuple
 
 
-KINDS = {"v5e": Kind("v5litepod", 1, "v2-alpha-tpuv5-lite", 2), "v5p": Kind("v5p", 2, "v2-alpha-tpuv5", 3),
-         "v6e": Kind("v6e", 1, "v2-alpha-tpuv6e", 2)}
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x16",
+         "16x16x24")
+KINDS = {"v5e": Kind("v5litepod", 1, "v2-alpha-tpuv5-lite", FLAT), "v5p": Kind("v5p", 2, "v2-alpha-tpuv5", CUBES),
+         "v6e": Kind("v6e", 1, "v2-alpha-tpuv6e", FLAT)}
 
 
 class Failed(Exception):
@@ -55,19 +64,34 @@ class Failed(Exception):
 def accelerator(slice_: str) -> tuple[str, str]:
   """"v5e:4x4" -> (accelerator type, image of its machines)."""
   kind, _, shape = slice_.partition(":")
-  if kind not in KINDS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", shape) or shape.count("x") + 1 != KINDS[kind].dims:
+  if kind not in KINDS:
     near = difflib.get_close_matches(kind, KINDS, 1)
     raise Failed(f"--slice = {slice_!r} must be a kind of {', '.join(KINDS)} with its shape, such as v5e:4x4, "
                  f"v5p:2x2x4 or v6e:2x4{f' (nearest kind: {near[0]!r})' if near else ''}; correct it")
   found = KINDS[kind]
-  return f"{found.prefix}-{found.unit * math.prod(map(int, shape.split('x')))}", found.version
+  if shape not in found.shapes:
+    raise Failed(f"--slice = {slice_!r}: {kind} comes as {', '.join(found.shapes)}; choose one of them"
+                 f"{like(kind, shape)}")
+  return f"{found.prefix}-{found.unit * chips(shape)}", found.version
+
+
+def chips(shape: str) -> int:
+  return math.prod(map(int, shape.split("x")))
+
+
+def like(kind: str, shape: str) -> str:
+  """" (nearest: 'v5e:2x4')", the slice with about as many chips as a shape has, the larger of two; or nothing."""
+  if not re.fullmatch(r"\d+(x\d+)*", shape):
+    return ""
+  found = min(reversed(KINDS[kind].shapes), key=lambda each: abs(chips(each) - chips(shape)))
+  return f" (nearest: {f'{kind}:{found}'!r})"
 
 
 class Cloud:
   """gcloud for one slice; with `dry` commands are printed, and all goes well."""
 
   def __init__(self, args: argparse.Namespace):
-    self.name, self.dry = args.name, args.dry_run
+    self.name, self.dry, self.poll = args.name, args.dry_run, args.poll
     self.where = [f"--zone={args.zone}", *([f"--project={args.project}"] if args.project else [])]
 
   def call(self, *words: str, dry: str = "", fails: bool = True) -> str | None:
@@ -86,10 +110,27 @@ class Cloud:
       raise Failed(f"{shlex.join(command)} failed: {done.stderr.strip() or done.stdout.strip()}")
     return None if done.returncode else done.stdout.strip()
 
+  def insisted(self, ask: Callable) -> str:
+    """What `ask` returns, which is asked again where gcloud fails for a moment. Failed where it goes on to fail, or
+    there is nothing of this name."""
+    for left in reversed(range(TRIES)):
+      try:
+        return ask()
+      except Failed as error:
+        if not left or ABSENT in str(error):
+          raise
+        print(f"{error}; asked again", file=sys.stderr, flush=True)
+        time.sleep(self.poll)
+
   def state(self) -> str | None:
     """Of the queued resource, None where there is none."""
-    return self.call("queued-resources", "describe", self.name, "--format=value(state.state)", dry="ACTIVE",
-                     fails=False)
+    try:
+      return self.insisted(lambda: self.call("queued-resources", "describe", self.name, "--format=value(state.state)",
+                                             dry="ACTIVE"))
+    except Failed as error:
+      if ABSENT in str(error):
+        return None
+      raise
 
   def create(self, slice_: str, spot: bool) -> None:
     kind, version = accelerator(slice_)
@@ -97,7 +138,12 @@ class Cloud:
               f"--runtime-version={version}", *(["--spot"] if spot else []))
 
   def delete(self) -> None:
-    self.call("queued-resources", "delete", self.name, "--force", "--quiet", fails=False)
+    """Failed where it may still be there, and cost; that there is none is well."""
+    try:
+      self.insisted(lambda: self.call("queued-resources", "delete", self.name, "--force", "--quiet"))
+    except Failed as error:
+      if ABSENT not in str(error):
+        raise
 
   def copy(self, file: Path) -> None:
     self.call("tpu-vm", "scp", str(file), f"{self.name}:{file.name}", "--worker=all", "--quiet")
@@ -108,9 +154,9 @@ class Cloud:
                      fails=fails)
 
   def busy(self) -> bool:
-    """Whether a run is alive on a worker."""
-    said = self.everywhere(f"pgrep -f '{PROCESS}' > /dev/null && echo busy || echo idle", dry="idle", fails=False)
-    return "busy" in (said or "")
+    """Whether a run is alive on a worker. Failed where they do not answer: a second run must not start beside it."""
+    script = f"pgrep -f '{PROCESS}' > /dev/null && echo busy || echo idle"
+    return "busy" in self.insisted(lambda: self.everywhere(script, dry="idle"))
 
   def end(self) -> None:
     """Asks the run to save and stop."""
@@ -226,8 +272,9 @@ def stop(args: argparse.Namespace) -> int:
   if cloud.state() == "ACTIVE":
     cloud.end()
     until = time.monotonic() + args.patience
-    while not cloud.dry and cloud.busy() and time.monotonic() < until:
-      time.sleep(args.poll)
+    with contextlib.suppress(Failed):  # of workers that do not answer, which are given back all the same
+      while not cloud.dry and cloud.busy() and time.monotonic() < until:
+        time.sleep(args.poll)
   if not args.keep:
     cloud.delete()
   return 0

@@ -10,7 +10,7 @@ MAY = {"diffusion": {"diffusion"}, "rewards": {"rewards", "diffusion"},
 FORBIDDEN = {"tensorflow", "torch", "diffusers"}
 # what measures imports what is measured
 BENCHMARK = {f"launch/{name}.py" for name in ("bench", "gpu", "judge_peer", "judging", "kept", "ours", "overlap",
-                                           "peer", "scoring", "scoring_peer")}
+                                           "peer", "phases", "scoring", "scoring_peer")}
 MAY_USE = dict.fromkeys(BENCHMARK, {"torch", "diffusers"}) | {"diffusion/convert/pickles.py": {"torch"}}
 FILES = sorted(p.relative_to(ROOT).as_posix() for package in MAY for p in (ROOT / package).rglob("*.py"))
 

@@ -8,9 +8,12 @@ better clip is no worse on the other two dimensions. `maximised` is reward feedb
 random step; `dpo`, `ppo` and `grpo` have the same composite, normalised on the base's samples, and as many forward
 passes of the network; `control` is as much supervised training. The verdict is the exact detector's on held-out things.
 
+A second round: clips of `maximised` are labelled by the exact detector, in the place of people; `content` learns from
+them, too (`content_2`), and `second` goes on with it for half as many passes. `longer` goes on as long with the rewards
+as they were: what the round is worth is the difference of the two.
+
 Seedance publishes neither weights nor settings of this stage; all numbers are ours, and so is the world. Left out so
-far: a second round, with rewards that learn from clips of the first one's policy; the refiner (`refines` of a policy,
-and align/algorithms/distill.py, are what it takes).
+far: the refiner (`refines` of a policy, and align/algorithms/distill.py, are what it takes).
 
 Hardware: two CPU cores, twenty minutes on one of them by count of passes (5 ms each). Not run whole yet; planted flaws
 are easily seen: on seed 100 all pairs of a batch are ordered rightly after 100 updates of `motion` and of `looks`.
@@ -90,9 +93,24 @@ def pairs() -> dict:
           "models": {f"judge/{name}": f"@{name}" for name in PARTS}}
 
 
+def feedback(first: dict) -> dict:
+  """Both ways to go on from `maximised`, and what the second round learns from."""
+  half = {**first, "steps": first["steps"] // 2}
+  begun = {**first["start"], "policy": "@maximised"}
+  return {
+    "labels": {**pairs(), "model": "@maximised", "data": {**ASKED, "count": 120, "seed": 3},
+               "rewards": {"scenes": common.REWARD}, "score": "scenes/total", "models": {}},
+    "content_2": judge("content", 60, start={"reward": "@content"},
+                       data={"name": "pairs", "path": "@labels/pairs/point"}),
+    "second": {**half, "start": {**begun, "reward/content": "@content_2"}},
+    "longer": {**half, "start": begun},
+  }
+
+
 def get_config():
   runs = arms()
-  places = {"base": "clips", **{name: f"@{name}" for name in runs}}
+  runs |= feedback(runs["maximised"])
+  places = {"base": "clips", **{name: f"@{name}" for name in runs if name not in ("labels", "content_2")}}
   verdict = {**common.verdict(places, samples=2, primary="maximised", baseline="base"),
              "data": common.held_out_clips(240), "rewards": {"scenes": common.REWARD}, "steps": STEPS}
   return ml_collections.ConfigDict({"task": "pipeline", "title": "Seedance's RLHF", "seed": 0,

@@ -89,6 +89,10 @@ def test_another_config_in_the_workdir_is_refused(task, tmp_path, capsys):
   (["--config=x.py", "--workdir=w", "--process=0"], "--process is given alone; .* go together, add the others"),
   (["--config=x.py", "--workdir=w", "--coordinator=h:1", "--processes=two", "--process=0"],
    "--processes = 'two', --process = '0': both must be whole numbers"),
+  (["--config=x.py", "--workdir=w", "--plan_json=x"], "--plan_json is given without --plan; it is .*; add --plan"),
+  (["--config=x.py", "--print", "--quick"], "--quick is given without --plan; it is of a plan for TPUs.*leave it out"),
+  (["--config=x.py", "--plan=cpu:1", "--plan_json=nowhere/x"], "--plan_json = 'nowhere/x' must be a file in a folder"),
+  (["--config=x.py", "--plan=cpu:1", "--plan_json=."], "--plan_json = '.' must be a file .*give another file"),
 ])
 def test_refused_commands(arguments, message, capsys):
   assert main.main(arguments) == 2

@@ -1,4 +1,5 @@
 """Labelled pictures become questions whose answers are true of them, and can be read as judges are read."""
+import random
 import re
 
 import numpy as np
@@ -9,6 +10,7 @@ from align.build import UserError
 from align.datasets import pairs, scenes_labels, scenes_questions
 from diffusion import vlm
 from rewards import scenes
+from rewards.scenes import combos
 from rewards.judging import answers, formats
 
 KNOWN = formats.known()
@@ -25,13 +27,18 @@ def path(tmp_path_factory):
   return str(place)
 
 
+@pytest.fixture(scope="module", params=[0.0, 1.0], ids=["collected", "rendered"])
+def rendered(request):
+  return request.param
+
+
 def records(path, count=60, **options):
   source = scenes_labels.make(path, count, **options)
   return [source.record(i) for i in range(count)]
 
 
-def test_answers_are_true_and_read_as_such(path):
-  found = records(path)
+def test_answers_are_true_and_read_as_such(path, rendered):
+  found = records(path, rendered=rendered)
   assert {r["meta"]["task"] for r in found} == {"image_pair", "image_point"}
   for row in found:
     question, meta = KNOWN[row["meta"]["question"]], row["meta"]
@@ -42,12 +49,27 @@ def test_answers_are_true_and_read_as_such(path):
       assert said and (score == 5) == ("no" not in said) and picture.any()
 
 
-def test_pairs_are_often_equal_and_then_neither_is_preferred(path):
-  found = [row["meta"] for row in records(path, 300) if row["meta"]["task"] == "image_pair"]
+def test_pairs_are_often_equal_and_then_neither_is_preferred(path, rendered):
+  found = [row["meta"] for row in records(path, 300, rendered=rendered) if row["meta"]["task"] == "image_pair"]
   scores = np.array([[int(s) for s in re.findall("Score: ([1-5])", meta["win"])] for meta in found])
   first, equal = np.array([meta["truth"] for meta in found]), scores[:, 0] == scores[:, 1]
   assert 0.2 < equal.mean() < 0.6 and 0.3 < first[equal].mean() < 0.7
   np.testing.assert_array_equal(first[~equal], (scores[:, 0] > scores[:, 1])[~equal])
+
+
+def test_renders_are_of_a_training_combination_a_near_one_and_any_of_its_category():
+  world, rng = scenes.make_world(size=16), random.Random(0)
+  trained = {c.key for kind in scenes.CATEGORIES for c in combos.split(kind, "train", world)}
+  levels = []
+  for _ in range(60):
+    text, spec, pictures = scenes_labels.drawn(rng, world)
+    assert spec["key"] in trained and len(pictures) == 4 and text
+    levels.append([scenes_labels.seen(spec, picture)[1] for picture in pictures])
+  levels = np.array(levels)
+  assert (levels[:, :2] == 5).all() and 5 > levels[:, 2].mean() > levels[:, 3].mean()  # what is near keeps more of it
+  own = combos.split("attribution", "train", world)[0]
+  near = [scenes_labels.shared(own, c) for c in combos.split("attribution", "train", world)]
+  assert near[0] == max(near) == 8
 
 
 def test_elements_are_what_the_caption_asks_for():

@@ -56,6 +56,7 @@ def test_round_trip_and_decode(tmp_path):
   words = tokenizer.train(["a red circle", "two blue squares", "a red square"])
   words.save(tmp_path / "mine")
   again = tokenizer.load(tmp_path / "mine")
+  assert tokenizer.load(again) is again
   prompts = ["two red squares", "a circle"]
   np.testing.assert_array_equal(again.encode(prompts, 7)[0], words.encode(prompts, 7)[0])
   assert [again.decode(row) for row in again.encode(prompts, 7)[0]] == prompts

@@ -42,6 +42,13 @@ def test_what_remat_does_again_is_not_counted():
   assert plain == again
 
 
+def test_the_largest_program_may_be_the_rollout():
+  """Which attends in all samples at once, where updates come in pieces of one."""
+  work = SMALL._replace(depth=1, steps=2, prompts=16, piece=1)
+  scores = 16 * 4 * work.heads * (8 * 8 + work.tokens) ** 2 * 4
+  assert ours.grpo_iteration(work).memory() > scores
+
+
 def test_sizes_are_those_of_the_published_network():
   shapes = jax.eval_shape(ours.policy(MEDIUM).init, jax.random.key(0))["net"]
   assert sum(a.size for a in jax.tree.leaves(shapes)) == pytest.approx(2.24e9, rel=0.01)
@@ -220,12 +227,15 @@ def test_an_unknown_work_is_refused(capsys):
 
 
 def test_our_side_needs_no_other_package(tmp_path):
-  """Where ml_collections, clu, grain and the rest are not installed."""
-  script = tmp_path / "alone.py"  # a module of the folder that the command runs in
-  absent = ("ml_collections", "clu", "grain", "tensorflow_datasets", "transformers", "safetensors", "torch",
-            "diffusers")
-  given = ["--work", "dpo_lora", "--side", "ours", "--size", "tiny", "--repeats", "1"]
-  script.write_text(f"import sys\nsys.modules.update(dict.fromkeys({absent}))\nfrom launch import gpu\n"
-                    f"sys.exit(gpu.main({given}))\n")
-  code, said = command("alone", where=tmp_path)
-  assert code == 0 and '"flops"' in said, said
+  """Where nothing but jax, flax, optax, numpy and what these need is installed, in each process."""
+  for name in ("ml_collections", "clu", "grain", "tensorflow_datasets", "transformers", "tokenizers", "safetensors",
+               "PIL", "orbax", "tensorstore", "scipy", "sklearn", "tqdm", "pyarrow", "torch", "diffusers"):
+    # of the folder that the command runs in, and so before the installed one
+    (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('{name} is absent')")
+  file = tmp_path / "b.json"
+  code, said = command("launch.bench", "gpu", "--only=dpo_lora", "--size=tiny", "--repeats=1", "--anyway",
+                       f"--json={file}", where=tmp_path)
+  assert code == 0, said
+  found = json.loads(file.read_text())["dpo_lora"]
+  assert found["ours"]["flops"] > 0 and "failed" not in found["ours"], found
+  assert all("torch is absent" in found[side]["failed"] for side in ("eager", "compiled"))

@@ -36,15 +36,27 @@ def test_all_methods_are_judged_by_the_same_sum():
   assert set(config["pairs"]["models"]) == {f"judge/{name}" for name in online[0]["rewards"]}
 
 
+def test_a_second_round_differs_from_a_longer_first_one_in_one_reward_alone():
+  runs = seedance.get_config().to_dict()["runs"]
+  second, longer = runs["second"], runs["longer"]
+  assert second["start"].pop("reward/content") == "@content_2" and longer["start"].pop("reward/content") == "@content"
+  assert second == longer and 0.9 < 2 * passes(second) / passes(runs["maximised"]) <= 1
+  assert runs["labels"]["data"]["seed"] != runs["pairs"]["data"].get("seed", 0)
+  assert runs["content_2"]["data"]["path"].startswith("@labels/") and runs["labels"]["model"] == "@maximised"
+
+
+FEEDBACK = ("maximised", "second", "longer")
 SMALL = (
-  *(f"--config.runs.{name}.steps=2" for name in ("seen", "content", "motion", "looks", "maximised", "dpo", "control")),
-  *(f"--config.runs.{name}.optim.warmup_steps=0" for name in ("seen", "content", "motion", "looks")),
+  *(f"--config.runs.{name}.steps=2" for name in ("seen", "content", "motion", "looks", "content_2", *FEEDBACK, "dpo",
+                                                "control")),
+  *(f"--config.runs.{name}.optim.warmup_steps=0" for name in ("seen", "content", "motion", "looks", "content_2")),
   *(f"--config.runs.{name}.steps=4" for name in ("grpo", "ppo")),
-  *(f"--config.runs.{name}.batch=2" for name in ("maximised", "dpo", "control")),
+  *(f"--config.runs.{name}.batch=2" for name in (*FEEDBACK, "dpo", "control", "content_2")),
   *(f"--config.runs.{name}.batch=4" for name in ("grpo", "ppo")),
   *(f"--config.runs.{name}.group=2" for name in ("grpo", "ppo")),
-  *(f"--config.runs.{name}.calibrate=8" for name in ("maximised", "grpo", "ppo")),
-  "--config.runs.pairs.data.count=6", "--config.runs.pairs.samples=4", "--config.runs.pairs.batch=24",
+  *(f"--config.runs.{name}.calibrate=8" for name in (*FEEDBACK, "grpo", "ppo")),
+  *(f"--config.runs.{name}.{option}" for name in ("pairs", "labels") for option in ("data.count=6", "samples=4",
+                                                                                    "batch=24")),
   "--config.runs.evaluate.data.count=6", "--config.runs.evaluate.batch=12")
 
 
@@ -57,7 +69,7 @@ def test_a_reduced_run_from_end_to_end(tmp_path):
   code, said = command(*line, where=tmp_path)
   assert code == 0 and "Traceback" not in said, said
   results = json.loads((tmp_path / "w/results.json").read_text())
-  assert set(results["arms"]) == {"base", "maximised", "dpo", "ppo", "grpo", "control"}
+  assert set(results["arms"]) == {"base", "maximised", "second", "longer", "dpo", "ppo", "grpo", "control"}
   assert {"scenes/shape", "scenes/color", "scenes/motion"} <= set(results["scores"]["maximised"])
   assert (tmp_path / "w/report.html").read_text().count("data:image") >= 6
   code, said = command(*line, where=tmp_path)
