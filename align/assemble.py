@@ -60,6 +60,7 @@ def place(parts: Parts, trained: str) -> Place:
     raise build.UserError(f"config.trained = {trained!r} matches none of the {len(names)} parameters; names look like "
                           f"{', '.join(list(names)[:3])}; it is a regular expression over role/leaf")
   check_trained(parts, trained, names)
+  check_judge(parts, shapes.get("reward", {}))
   return Place(shapes, shard.specs(shapes, shard.RULES, parts.mesh), trained)
 
 
@@ -79,6 +80,15 @@ def check_trained(parts: Parts, trained: str, names) -> None:
   for role in sorted(set(parts.algorithm.nets) - hit):
     raise build.UserError(f"config.trained = {trained!r} leaves out {role!r}, a network that this algorithm learns; "
                           f"add it, as in '^(policy|{role})/'")
+
+
+def check_judge(parts: Parts, shapes: dict) -> None:
+  """Refuses networks that every process would ask about samples of its own, while all of them hold the parameters."""
+  held, processes = chunks.networks(shapes), jax.process_count()
+  if held and processes > 1 and parts.algorithm.rollout and parts.reward.where == "host":
+    raise build.UserError(f"config.reward is called on the host and has the parameters {held[0]!r}, of which "
+                          f"{processes} processes hold shares and could not use them there, each for samples of its "
+                          "own; choose rewards that are all called on the devices, or run one process")
 
 
 def initial(parts: Parts, trained: str, key) -> dict:

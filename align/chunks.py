@@ -11,6 +11,7 @@ from typing import Any, Callable
 import jax
 import jax.numpy as jnp
 
+from align import tree as trees
 from align.build import UserError
 from diffusion.core import joined, piece
 from diffusion.mesh import BATCH, ways
@@ -22,7 +23,10 @@ def count(reward: Any, asked: int | None, prompts: int, group: int, mesh: Any) -
   if asked is None:
     share = ways(BATCH, mesh)
     even = lambda n: prompts % (n * math.lcm(share, jax.process_count())) == 0
-    return next((n for n in range(reward.chunks or 1, 1, -1) if even(n)), 1) if reward else 1
+    wished = reward.chunks or 1 if reward else 1
+    if wished == 1 or not apart(reward, jax.eval_shape(reward.init, jax.random.key(0)), mesh):
+      return 1
+    return next((n for n in range(wished, 1, -1) if even(n)), 1)
   each = prompts // jax.process_count()
   allowed = [n for n in range(1, each + 1) if each % n == 0 and prompts * group // n % ways(BATCH, mesh) == 0]
   if asked not in allowed:
@@ -32,6 +36,17 @@ def count(reward: Any, asked: int | None, prompts: int, group: int, mesh: Any) -
     raise UserError(f"config.chunks = {asked}: {'this run has no reward' if reward is None else 'this reward'} "
                     f"{'to wait for' if reward is None else 'compares all samples of an experience'}; leave it out")
   return asked
+
+
+def apart(reward: Any, params: Any, mesh: Any) -> bool:
+  """Whether a reward with `params` (arrays or their shapes) may judge in a thread of its own: where it runs nothing
+  over several devices, since all of these must be given their programs in one order (docs.jax.dev, Concurrency)."""
+  return reward.where == "host" and (mesh.size == 1 or not networks(params))
+
+
+def networks(params: Any) -> list:
+  """Names of a reward's leaves but the statistics of mixtures, which are read on the host."""
+  return [name for name in trees.flatten(params) if "mix" not in name.split("/")]
 
 
 def rows(tree: Any, group: int) -> Any:
@@ -61,9 +76,14 @@ def of_host(lists: dict, group: int, chunks: int, j: int) -> dict:
           for name, entries in lists.items()}
 
 
+def in_turn(chunks: int, sample: Callable, judge: Callable) -> list:
+  """[(sample(j), judge(j, sample(j)))] of every chunk j."""
+  return [(made, judge(j, made)) for j, made in enumerate(map(sample, range(chunks)))]
+
+
 def overlapped(chunks: int, sample: Callable, judge: Callable) -> list:
-  """[(sample(j), judge(j, sample(j)))] of every chunk j; judge runs in a thread of its own, one chunk after another.
-  The first error of either ends it, and what has not begun is left."""
+  """What `in_turn` returns; judge runs in a thread of its own, one chunk after another. The first error of either ends
+  it, and what has not begun is left."""
   pool = ThreadPoolExecutor(1, "judge")
   sampled, judged = [], []
   try:

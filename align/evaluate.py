@@ -339,11 +339,12 @@ def publish(samples: Path, workdir: Path, results: dict, config: dict):
 
 
 def heldout_curves(workdir: Path) -> dict:
-  """{metric: (steps, values)} of what a run logged about held-out prompts and its training reward."""
+  """{metric: (steps, values)} of what a run logged about held-out prompts, its training reward, and how far it went
+  from its reference."""
   rows, out = metrics.read(workdir), {}
   for row in rows:
     for name, value in row.items():
-      if (name.startswith("heldout/") or name == "experience/reward_mean") and value is not None:
+      if (name.startswith("heldout/") or name in ("experience/reward_mean", *health.KL)) and value is not None:
         steps, values = out.setdefault(name, ([], []))
         steps.append(row["step"])
         values.append(value)

@@ -8,6 +8,9 @@ a row of metrics:
   heldout/diversity          within a prompt (rewards/diversity.py), where the evaluation asks for it
   heldout/saturation, contrast, high_frequency; of clips also motion, static_fraction
 
+Beside them lies how far the policy has gone from its reference, train/kl, and by noise level kl_early, kl_middle and
+kl_late, as methods that pay for it log them, each in its own units.
+
 The alarm is a pure function of these rows, so that it can be asked again of any metrics.jsonl, also with other
 thresholds. It goes off where one of these holds in several evaluations in a row:
 
@@ -17,6 +20,7 @@ thresholds. It goes off where one of these holds in several evaluations in a row
   high_frequency   is above a multiple of the base's: grids, noise, oversharpening
   saturation, contrast   have left the base's by more than a factor, up or down
   motion           of clips is below a share of the base's
+  kl               one of these distances is above a number, for which there is no default
 
 Left out: what no such number sees. Scores that a policy drives up together with the reward say nothing, however many.
 """
@@ -31,12 +35,14 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from align import checkpoint, metrics
+from align.algorithms.base import PARTS
 from align.build import UserError
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 STILL = 1 / 255               # mean difference of neighbouring frames below which nothing moves
 ACTIONS = ("mark", "stop", "rollback")
 FILE, KEPT = "alarm.json", "good"
+KL = ("train/kl", *(f"train/kl_{part}" for part in PARTS))
 
 
 # --- monitors: uint8 pictures [N H W C] or clips [N F H W C] -> a number ----------------------------------------------
@@ -106,6 +112,7 @@ class Rule(NamedTuple):
   saturation: float
   contrast: float
   motion: float
+  kl: float
 
 
 class Alarm(NamedTuple):
@@ -118,7 +125,7 @@ class Alarm(NamedTuple):
 
 def rule(action: str = "mark", trained: str = "trained", heldout: tuple = (), rise: float = 1.0, fall: float = 0.25,
          least: int = 2, row: int = 3, diversity: float = 0.8, high_frequency: float = 1.5, saturation: float = 1.4,
-         contrast: float = 1.4, motion: float = 0.5) -> Rule:
+         contrast: float = 1.4, motion: float = 0.5, kl: float = None) -> Rule:
   """Thresholds of the alarm; `fall` and `contrast` were chosen on seeds 0 to 19 of configs/sweeps/hacking.py.
 
   Args:
@@ -129,6 +136,7 @@ def rule(action: str = "mark", trained: str = "trained", heldout: tuple = (), ri
     rise, fall, least: how many sigma the trained score is up, and at least so many others down.
     row: evaluations in a row. diversity, motion: least shares of the base's. high_frequency: largest multiple of it.
       saturation, contrast: largest factor, up or down. 0 of any of these five leaves it out.
+    kl: the largest distance from the reference, in the units of the method that logs it; None: any.
   """
   if action not in ACTIONS:
     raise ValueError(f"action = {action!r} is not one of {', '.join(ACTIONS)}; choose one of them")
@@ -144,8 +152,11 @@ def rule(action: str = "mark", trained: str = "trained", heldout: tuple = (), ri
   for name, value in (("high_frequency", high_frequency), ("saturation", saturation), ("contrast", contrast)):
     if value and not value > 1:
       raise ValueError(f"{name} = {value} must be above 1, a multiple of the base's; 1.5 is usual, 0 leaves it out")
+  if kl is not None and not kl > 0:
+    raise ValueError(f"kl = {kl} must be positive, in the units of train/kl; take it from runs that went well, or None "
+                     "to leave it out")
   return Rule(action, trained, tuple(heldout), rise, fall, least, row, diversity, high_frequency, saturation, contrast,
-              motion)
+              motion, kl)
 
 
 def number(row: dict, name: str) -> float:
@@ -177,9 +188,25 @@ def traded(base: dict, row: dict, rule: Rule) -> str:
                                                                        for n, by in down.items()))
 
 
+def distances(row: dict) -> dict:
+  """{metric: how far the policy is from its reference} as an update logged it, {} of other rows."""
+  return {name: row[name] for name in KL if row.get(name) is not None and np.isfinite(row[name])}
+
+
+def evaluations(rows: list) -> list:
+  """The rows of held-out evaluations, each with the distances that were logged last."""
+  out, last = [], {}
+  for row in rows:
+    last = distances(row) or last
+    out += [{**last, **row}] if is_heldout(row) else []
+  return out
+
+
 def holding(base: dict, row: dict, rule: Rule) -> dict:
   """{clause: sentence} of what is wrong in one evaluation."""
-  out = {"reward": traded(base, row, rule)}
+  far = {name: value for name, value in distances(row).items() if rule.kl and value > rule.kl}
+  out = {"reward": traded(base, row, rule),
+         "kl": ", ".join(f"{name} is {value:.3g}, above {rule.kl:g}" for name, value in far.items())}
   for name, low, high in (("diversity", rule.diversity, 0), ("high_frequency", 0, rule.high_frequency),
                           ("saturation", rule.saturation and 1 / rule.saturation, rule.saturation),
                           ("contrast", rule.contrast and 1 / rule.contrast, rule.contrast), ("motion", rule.motion, 0)):
@@ -190,9 +217,8 @@ def holding(base: dict, row: dict, rule: Rule) -> dict:
 
 
 def alarm(rows: list, rule: Rule) -> Alarm | None:
-  """The first alarm in the rows of a run, of which the first is the base's; rows without held-out metrics are passed
-  over."""
-  base, *later = [row for row in rows if is_heldout(row)] or [{}]
+  """The first alarm in the rows of a run; of those with held-out metrics the first is the base's."""
+  base, *later = evaluations(rows) or [{}]
   good, since = base.get("step"), {}
   for row in later:
     found = holding(base, row, rule)
@@ -220,13 +246,13 @@ class Guard(NamedTuple):
   """What looks at a run's held-out evaluations."""
   rule: Rule
   workdir: Path
-  rows: list  # one an evaluation, grows
+  rows: list  # of evaluations, and of updates the distances; grows
   good: Any   # Checkpoints of the parameters at the last evaluation at which nothing was wrong, None where not needed
 
 
 def open_(workdir: Path, step: int, rule: Rule) -> Guard:
   """The guard of a run that begins or goes on at `step`, with what metrics.jsonl says of the evaluations before."""
-  rows = told([row for row in metrics.read(workdir) if is_heldout(row)])
+  rows = told([row for row in metrics.read(workdir) if is_heldout(row) or distances(row)])
   if step and not (rows and rows[0]["step"] == 0):
     raise UserError(f"{str(workdir / 'metrics.jsonl')!r} has no evaluation of step 0, with which later ones are "
                     f"compared, but the run goes on at step {step}; put the file back, or start in a new workdir")
@@ -245,6 +271,12 @@ def told(rows: list) -> list:
   return json.loads(np.asarray(same).astype(np.uint8).tobytes())
 
 
+def hear(guard: Guard | None, step: int, scalars: dict) -> None:
+  """Takes note of the distances that an update logs."""
+  if guard and distances(scalars):
+    guard.rows.append({"step": step, **distances(scalars)})
+
+
 def see(guard: Guard, step: int, scalars: dict, params: Any) -> float:
   """Takes note of an evaluation; 1 from the alarm on, else 0. params: kept where nothing is wrong with them."""
   before = alarm(guard.rows, guard.rule)
@@ -252,7 +284,8 @@ def see(guard: Guard, step: int, scalars: dict, params: Any) -> float:
   found = alarm(guard.rows, guard.rule)
   if found and not before:
     mark(guard, found)
-  if guard.good and not holding(guard.rows[0], guard.rows[-1], guard.rule):
+  seen = evaluations(guard.rows)
+  if guard.good and not holding(seen[0], seen[-1], guard.rule):
     guard.good.save(step, params)
   return float(found is not None)
 

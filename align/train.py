@@ -104,7 +104,8 @@ def gather(parts: Parts, do: Compiled, state: State, frozen: dict, batch: dict, 
 
 
 def judged(parts: Parts, do: Compiled, params, host, arrays, keys, step):
-  """(rollout, scores) of an experience. In chunks, where there are several: while one is judged the next is sampled."""
+  """(rollout, scores) of an experience. In chunks, where there are several: where the reward may, a thread of its own
+  judges one while the next is sampled."""
   group, count = do.shape
 
   def sample(j):
@@ -120,7 +121,8 @@ def judged(parts: Parts, do: Compiled, params, host, arrays, keys, step):
   if count == 1:
     made = sample(0)
     return made[0], judge(0, made)
-  made = chunking.overlapped(count, sample, judge)
+  alone = chunking.apart(parts.reward, params.get("reward", {}), parts.mesh)
+  made = (chunking.overlapped if alone else chunking.in_turn)(count, sample, judge)
   rollouts, scores = [out[0] for out, _ in made], [said for _, said in made]
   return do.whole(rollouts), chunking.whole(scores, group) if parts.reward.where == "host" else do.whole(scores)
 
@@ -348,6 +350,8 @@ def loop(parts: Parts, do: Compiled, stream, state: State, frozen: dict, watch: 
     if stop:
       raise guard.Stopped(step)
     if watch.every and step % watch.every == 0:
+      settle(watch, pending)  # the guard looks at both
+      pending = None
       report(parts, watch, state, frozen, step)
       ended = health.ends(watch.health)
   return concluded(watch, state, pending, stream)
@@ -355,7 +359,9 @@ def loop(parts: Parts, do: Compiled, stream, state: State, frozen: dict, watch: 
 
 def missing(watch: Watch, step: int) -> bool:
   """Whether the evaluation is still due of the step that a run begins or goes on at: a stop does not wait for it."""
-  return bool(watch.every) and step % watch.every == 0 and step not in (row["step"] for row in watch.health.rows)
+  if not watch.every or step % watch.every:
+    return False
+  return step not in (row["step"] for row in watch.health.rows if health.is_heldout(row))
 
 
 def concluded(watch: Watch, state: State, pending, stream) -> State:
@@ -380,7 +386,9 @@ def settle(watch: Watch, pending) -> None:
     return
   step, out = pending[0], read(jax.device_get(pending[1]), "")
   if step % watch.log_every == 0 or step == 1 or out["skipped"]:
-    watch.writer.write_scalars(step, {f"train/{name}": value for name, value in out.items()})
+    logged = {f"train/{name}": value for name, value in out.items()}
+    watch.writer.write_scalars(step, logged)
+    health.hear(watch.health, step, logged)
   if step == 1 and "on_policy_gap" in out:
     watch.writer.flush()
     guard.on_policy(out["on_policy_gap"], out["on_policy_limit"])

@@ -7,6 +7,7 @@ other models, padding of pictures that are smaller than the cut.
 """
 import functools
 import json
+import traceback
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
@@ -120,8 +121,9 @@ def words(model: Model, length: int = None) -> Callable:
   try:
     made = AutoTokenizer.from_pretrained(str(model.root), local_files_only=True)
   except Exception as error:  # the library raises whatever it stumbles over
-    raise ValueError(f"model: the tokenizer of {model.root} cannot be read ({str(error).splitlines()[0]}); the folder "
-                     "must hold a whole one: copy its files again") from error
+    said = traceback.format_exception_only(error)[0].splitlines()[0]
+    raise ValueError(f"model: the tokenizer of {model.root} cannot be read ({said}); the folder must hold a whole one: "
+                     "copy its files again") from error
   return prompts.tokenizer(made, length, str(model.root))
 
 

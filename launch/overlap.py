@@ -1,8 +1,8 @@
 """What it gains that a reward which lives elsewhere is asked while the next chunk is sampled: seconds of an experience.
 
 A run of DiffusionNFT on small pictures whose reward only waits, as for an answer of a server: WAIT seconds a picture,
-one chunk after another. `ours` cuts an experience into four chunks, as a remote reward asks for by itself; `in turn`
-samples all and then waits for all. The same samples, scores and updates either way.
+one chunk after another. `ours` leaves the number of chunks to the reward, which asks for four; `in turn` samples all
+and then waits for all. The same samples, scores and updates either way.
 """
 import json
 import tempfile
@@ -15,7 +15,7 @@ from launch.timing import compared
 
 WAIT = 0.003
 PROMPTS, GROUP = 12, 8
-CHUNKS = {"ours": 4, "in turn": 1}
+CHUNKS = {"ours": None, "in turn": 1}
 
 
 def wait(pictures: np.ndarray) -> list:
@@ -24,7 +24,7 @@ def wait(pictures: np.ndarray) -> list:
   return ["" for _ in pictures]
 
 
-def config(steps: int, chunks: int, path: str) -> dict:
+def config(steps: int, chunks: int | None, path: str) -> dict:
   return {
     "task": "train", "steps": steps, "batch": PROMPTS, "group": GROUP, "chunks": chunks, "log_every": 1,
     "policy": {"name": "diffusion", "net": {"name": "unet", "variant": "tiny"}, "text": {"name": "text", "width": 16},
@@ -38,7 +38,7 @@ def run(repeats: int) -> dict:
   return compared({side: seconds(max(repeats, 2), chunks) for side, chunks in CHUNKS.items()}, {})
 
 
-def seconds(repeats: int, chunks: int) -> list:
+def seconds(repeats: int, chunks: int | None) -> list:
   """Of each of `repeats` experiences after the first two, in which programs are compiled."""
   from align import main  # and all that a run needs
   with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,8 @@
 """A reward is a NamedTuple of pure functions, wherever its scores come from."""
 from typing import Any, Callable, NamedTuple
 
+CHUNKS = 4  # of an experience, for rewards that wait, or compute outside of the devices, while the next is sampled
+
 
 class Scores(NamedTuple):
   """Scores of B samples; the samples of one prompt are contiguous."""

@@ -206,7 +206,9 @@ def make(rewards: dict, weights: dict | None = None, normalise: str | dict = "no
     return batch if host else {k: v for k, v in batch.items() if k not in ("prompt", "meta")}
 
   def scale(name, view, batch, total, valid):
-    out = scaled(kind[name], shape(name, total), valid, batch, view.get("mix", {}).get(name))
+    leaves = view.get("mix", {}).get(name)
+    leaves = jax.tree.map(np.asarray, leaves) if where == "host" else leaves  # the host runs nothing over the mesh
+    out = scaled(kind[name], shape(name, total), valid, batch, leaves)
     return jnp.clip(out, -limit[name], limit[name]) if name in limit else out
 
   def score(view, batch, media, keys):

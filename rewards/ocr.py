@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rewards import plugin
-from rewards.core import Reward, Scores
+from rewards.core import CHUNKS, Reward, Scores
 
 
 def make(reader: Any) -> Reward:
@@ -40,7 +40,7 @@ def make(reader: Any) -> Reward:
     keep = lambda values: np.where(valid, values, 0).astype(np.float32)
     return Scores(keep(total), {"exact": keep(edits == 0), "edits": keep(edits)}, valid)
 
-  return Reward(lambda key: {}, lambda batch: batch, score, "host", None)
+  return Reward(lambda key: {}, lambda batch: batch, score, "host", None, chunks=CHUNKS)
 
 
 def plain(text: str) -> str:

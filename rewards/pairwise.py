@@ -13,7 +13,7 @@ from typing import Any, Callable
 import numpy as np
 
 from rewards import plugin
-from rewards.core import Reward, Scores
+from rewards.core import CHUNKS, Reward, Scores
 from rewards.judging import judge
 from rewards.judging.reward import groups, pixels, referred, samples
 
@@ -61,7 +61,7 @@ def make(compare: Any, scheme: str = "all", at_once: int = 256) -> Reward:
     keep = lambda values: np.where(valid, values, 0).astype(np.float32)[of]
     return Scores(keep(rate), {name: keep(part) for name, part in parts.items()}, valid[of])
 
-  return Reward(lambda key: {}, lambda batch: batch, score, "host", None)
+  return Reward(lambda key: {}, lambda batch: batch, score, "host", None, chunks=CHUNKS)
 
 
 def both(compare: Callable, a: list, b: list, prompts: list, at_once: int) -> np.ndarray:

@@ -31,11 +31,10 @@ import numpy as np
 from absl import logging
 
 from rewards import wire
-from rewards.core import Reward, Scores
+from rewards.core import CHUNKS, Reward, Scores
 
 PIXELS = ("float32", "uint8")
 AGAIN = (408, 429, 500, 502, 503, 504)  # statuses that may pass
-CHUNKS = 4                              # of an experience: the server scores one while the next is sampled
 LONGEST = 30.0                          # seconds between two tries
 SAID = 500                              # characters of an error that are shown
 JITTER = random.SystemRandom()          # so that several processes do not come back together; no numbers depend on it

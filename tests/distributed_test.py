@@ -14,8 +14,8 @@ from align import tree
 from diffusion import weights
 
 RUN = {"task": "train", "steps": 3, "batch": 8, "group": 4, "policy": {"name": "toy:policy"}, "log_every": 1,
-       "data": {"name": "toy:data", "media": False}, "reward": {"name": "toy:reward", "where": "host"},
-       "algorithm": {"name": "nft", "levels": 2}, "optim": {"name": "sgd", "lr": 0.1}}
+       "data": {"name": "toy:data", "media": False}, "algorithm": {"name": "nft", "levels": 2},
+       "optim": {"name": "sgd", "lr": 0.1}}
 
 NETWORK = {"task": "train", "steps": 3, "batch": 8, "algorithm": "sft", "data": {"name": "digits", "split": "train"},
            "policy": {"name": "diffusion", "size": 8, "channels": 1, "steps": 4, "length": 6, "process": "flow",
@@ -24,10 +24,19 @@ NETWORK = {"task": "train", "steps": 3, "batch": 8, "algorithm": "sft", "data": 
            "optim": {"name": "sgd", "lr": 0.1}, "log_every": 1}
 
 
+# jax then refuses programs over both processes that another thread dispatches, since their order would be a race
+GUARDED = """
+import sys, jax
+from align import main
+with jax.thread_guard(True):
+  sys.exit(main.main(sys.argv[1:]))
+"""
+
+
 def started(folder: Path, workdir: str, *more, devices: int = 1):
   environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
   path = f"{ROOT}{os.pathsep}{ROOT / 'tests/support'}"
-  line = [sys.executable, "-m", "align.main", f"--config={folder / 'mine.py'}", f"--workdir={folder / workdir}", *more]
+  line = [sys.executable, "-c", GUARDED, f"--config={folder / 'mine.py'}", f"--workdir={folder / workdir}", *more]
   return subprocess.Popen(line, env={**environment, "PYTHONPATH": path}, stderr=subprocess.PIPE, text=True)
 
 
@@ -53,8 +62,15 @@ def both(tmp_path: Path, config: dict, *mesh: str, devices: int = 1):
   return [tree.flatten(weights.load(tmp_path / where / "export/policy.safetensors")) for where in ("one", "two")]
 
 
-def test_two_processes_are_one(tmp_path):
-  one, two = both(tmp_path, RUN)
+TOY = {"name": "toy:reward", "where": "host"}
+
+
+@pytest.mark.parametrize("reward", [
+  {"name": "mix", "rewards": {"a": TOY, "b": TOY}, "normalise": "frozen"},
+  pytest.param({"name": "toy:reward", "where": "device"}, marks=pytest.mark.slow)], ids=["host", "device"])
+def test_two_processes_are_one(tmp_path, reward):
+  """In chunks, which a thread of its own judges where it runs no program over both."""
+  one, two = both(tmp_path, {**RUN, "reward": reward, "chunks": 2})
   assert {name: leaf.shape for name, leaf in one.items()} == {name: leaf.shape for name, leaf in two.items()}
 
 

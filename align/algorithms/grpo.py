@@ -278,9 +278,10 @@ def make(policy, reward=None, *, group: int = 1, prompts: int = 0, micro: int = 
     change = log_ratio(ratio, now, old)
     value, stop = objective(old, now, a, change, clip, exact_kl)
     value = value / (old.times[..., 0] - old.times[..., 1]) if reweight else value
-    far = divergence(kl, policy, params, now, old) if beta else jnp.zeros_like(change)
+    far = divergence(kl, policy, params, now, old) if beta else None
     mean = lambda v: (v * batch["share"]).mean()
-    return mean(value) + beta * mean(far), report(old, now, change, stop, far, clip, noisy_levels(policy, steps))
+    total = mean(value) + (beta * mean(far) if beta else 0)
+    return total, report(old, now, change, stop, far, clip, noisy_levels(policy, steps))
 
   return Algorithm(rollout, select, draw, loss, {}, base.average(ema), updates * epochs,
                    decisions=not tokens)
@@ -305,11 +306,12 @@ def noisy_levels(policy, steps: int):
 
 def report(old, now, change, stop, far, clip: float, levels) -> dict:
   """Metrics of one update, or of a piece of one, nan where nothing is trained. `on_policy_gap` is against what was
-  stored at sampling time; 5 % of the clip is allowed. levels: as of `noisy_levels`, for divergences by noise."""
+  stored at sampling time; 5 % of the clip is allowed. far: how far the reference is, None where nothing asks. levels:
+  as of `noisy_levels`, for divergences by noise."""
   some = old.mask.sum() > 0
   mean = lambda v: jnp.where(some, base.weighted(v, old.mask), jnp.nan)
   gap = jnp.where(some, jnp.abs((now.log_prob - old.log_prob) * old.mask).max(), jnp.inf)
-  kls = {"kl": far, "kl_old": kl_to_old(now, old)}
+  kls = {**({} if far is None else {"kl": far}), "kl_old": kl_to_old(now, old)}
   parts = {} if levels is None else {k: v for name, kl in kls.items()
                                      for k, v in base.by_part(name, kl, old.mask, old.times[..., 0], levels).items()}
   share = lambda which: mean(which.astype(jnp.float32))

@@ -126,12 +126,14 @@ def make(policy, reward=None, *, group: int = 1, steps: int = 10, objective: str
       each, metrics = implicit(many["advantage"], now, old, many["x0"])
     else:
       each, metrics = matched(many["advantage"], now, old, many["x0"], xt, t)
-    still = old if anchor == "old" else jax.lax.stop_gradient(predict("ref")) if kl else now
-    far = mean_elements((velocity(now, xt, t) - velocity(still, xt, t)) ** 2)
     mean = lambda v: (v * many["weight"]).mean()
-    metrics = {**{name: mean(v) for name, v in metrics.items()}, "kl": mean(far),
-               "moved": mean(mean_elements((now - old) ** 2)), **base.by_level("loss", each, t)}
-    return mean(each) + kl * mean(far), metrics
+    metrics = {**{name: mean(v) for name, v in metrics.items()}, "moved": mean(mean_elements((now - old) ** 2)),
+               **base.by_level("loss", each, t)}
+    if not kl:
+      return mean(each), metrics
+    still = old if anchor == "old" else jax.lax.stop_gradient(predict("ref"))
+    far = mean(mean_elements((velocity(now, xt, t) - velocity(still, xt, t)) ** 2))
+    return mean(each) + kl * far, {**metrics, "kl": far}
 
   follow = {"old": ("policy", decay(old_rate, old_limit, old_flat), "experience"), **base.average(ema)}
   return Algorithm(rollout, select, draw, loss, {}, follow, updates * epochs)

@@ -101,11 +101,11 @@ def make(policy, reward=None, *, group: int = 1, micro: int = 1, steps: int = 10
     old, a = batch["rollout"], batch["advantage"]
     now = policy.replay(view(params, "policy"), old)
     change = grpo.log_ratio(ratio, now, old)
-    far = grpo.divergence(kl, policy, params, now, old) if beta else jnp.zeros_like(change)
+    far = grpo.divergence(kl, policy, params, now, old) if beta else None
     miss = (valued(params, old) - batch["target"]) ** 2
     mean = lambda v: (v * batch["share"]).mean()
     out = grpo.report(old, now, change, ratios.outside(change, a, clip), far, clip, grpo.noisy_levels(policy, steps))
-    total = mean(ratios.clipped(change, a, clip)) + beta * mean(far) + value * mean(miss)
+    total = mean(ratios.clipped(change, a, clip)) + value * mean(miss) + (beta * mean(far) if beta else 0)
     return total, {**out, "value_error": mean(miss), "target": mean(batch["target"])}
 
   return Algorithm(rollout, select, draw, loss, {"value": init}, base.average(ema), updates * epochs,

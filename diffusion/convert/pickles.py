@@ -5,6 +5,7 @@ A pickle can run code when it is read. They are read with weights_only=True alon
 import json
 import re
 import shutil
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,8 +27,9 @@ def unpickled(path: Path) -> dict:
   try:
     held = torch.load(path, map_location="cpu", weights_only=True)
   except Exception as error:  # torch raises whatever the bytes lead it to; none of it may be silent, and none runs code
-    raise ValueError(f"import: {path} cannot be read safely ({str(error).splitlines()[0]}); it must hold tensors "
-                     "alone: get the model as .safetensors") from error
+    said = re.split(r"\. |\n", traceback.format_exception_only(error)[0])[0]  # then comes advice to read it unsafely
+    raise ValueError(f"import: {path} cannot be read safely ({said}); it must hold tensors alone: get the model as "
+                     ".safetensors, or copy this file again") from error
   held = held.get("state_dict", held) if isinstance(held, Mapping) else held
   if not isinstance(held, Mapping) or not all(isinstance(value, torch.Tensor) for value in held.values()):
     raise ValueError(f"import: {path} holds something else than named tensors; get the model as .safetensors")

@@ -169,7 +169,7 @@ def test_grpo_clips_and_reports():
   # four decisions a chain, of which the first two are the early third
   parts = [float(metrics[f"kl_old_{part}"]) for part in base.PARTS]
   assert (2 * parts[0] + parts[1] + parts[2]) / 4 == pytest.approx(float(metrics["kl_old"]), rel=1e-4)
-  assert metrics["kl_old"] > 0
+  assert metrics["kl_old"] > 0 and not {"kl", *(f"kl_{part}" for part in base.PARTS)} & set(metrics)  # not measured
   loose = grpo.make(made, reward(), group=G, steps=STEPS, exact_kl=1e6)
   assert gradient(loose, params_of(made, 0.1), memory)[1]["clip_fraction"] == 0
 
@@ -181,7 +181,10 @@ def test_grpo_kl_forms_agree_with_each_other():
   far = {}
   for kind in grpo.KLS:
     method = grpo.make(made, reward(), group=G, steps=STEPS, beta=1.0, kl=kind)
-    far[kind] = float(gradient(method, params, memory)[1]["kl"])
+    metrics = gradient(method, params, memory)[1]
+    far[kind] = float(metrics["kl"])
+    parts = [float(metrics[f"kl_{part}"]) for part in base.PARTS]
+    assert (2 * parts[0] + parts[1] + parts[2]) / 4 == pytest.approx(far[kind], rel=1e-4)
   old = memory["rollout"]
   gap = ratio.squared(made.replay(params["policy"], old).mean, made.replay(params["base"], old).mean)
   np.testing.assert_allclose(far["mean"], gap.mean(), rtol=1e-4)
@@ -314,8 +317,19 @@ def test_nft_gradient_at_one_is_that_of_flow_matching():
       total += 5 * (weight * mean_elements((v - (noise - x0)) ** 2)).mean() / 3
     return total
   expected = jax.flatten_util.ravel_pytree(jax.grad(matching)(params["policy"]))[0]
-  _, _, grads = gradient(method, params, batch)
+  _, metrics, grads = gradient(method, params, batch)
   np.testing.assert_allclose(grads, expected, atol=1e-4 * float(jnp.abs(expected).max()))
+  assert "kl" not in metrics and "moved" in metrics
+
+
+@pytest.mark.parametrize("anchor", nft.ANCHORS)
+def test_nft_logs_the_distance_that_it_adds(anchor):
+  losses, far = [], 0.0
+  for kl in (0.0, 0.5):
+    _, params, method, batch = nft_case(1.0, kl=kl, anchor=anchor)
+    value, metrics, _ = gradient(method, {**params, "old": params["base"]}, batch)
+    losses, far = [*losses, value], metrics.get("kl")
+  assert far > 0 and losses[1] - losses[0] == pytest.approx(0.5 * float(far), rel=1e-3)
 
 
 def test_nft_optimality_and_levels():

@@ -7,14 +7,25 @@ import numpy as np
 import pytest
 import toy
 
-from align import build, chunks, shard, train
+from align import build, chunks, metrics, shard, train
 from align.build import UserError
 from diffusion import weights
 from rewards.core import Scores
 
+NET = {"w": jnp.zeros(3)}
 
-def asked(where="host", wishes=1):
-  return toy.reward(where)._replace(chunks=wishes)
+
+def asked(where="host", wishes=1, **params):
+  return toy.reward(where)._replace(chunks=wishes, init=lambda key: params)
+
+
+def beside(where="host", holds=False):
+  """A reward that says whether a thread of its own judges, which is also where a program is traced."""
+  def score(view, batch, media, keys):
+    found = toy.reward(where).score(view, batch, media, keys)
+    is_beside = threading.current_thread() is not threading.main_thread()
+    return found._replace(parts={"beside": 0 * found.total + float(is_beside)})
+  return asked(where, **({"net": NET} if holds else {}))._replace(score=score)
 
 
 def lengths():
@@ -62,7 +73,9 @@ def test_how_many():
   for reward, prompts, group, mesh, wanted in (
       (asked(), 16, 4, one, 1), (asked(wishes=4), 16, 4, one, 4), (asked(wishes=4), 6, 4, one, 3),
       (asked(wishes=4), 16, 4, eight, 2), (asked(wishes=4), 8, 4, eight, 1), (asked(wishes=None), 16, 4, one, 1),
-      (None, 16, 1, one, 1)):
+      (None, 16, 1, one, 1), (asked("device", 4), 16, 4, one, 1), (asked("gradient", 4, net=NET), 16, 4, eight, 1),
+      (asked(wishes=4, net=NET), 16, 4, one, 4), (asked(wishes=4, part=NET), 16, 4, eight, 1),
+      (asked(wishes=4, mix=NET), 16, 4, eight, 2), (asked(wishes=4, part={"mix": NET}), 16, 4, eight, 2)):
     assert chunks.count(reward, None, prompts, group, mesh) == wanted
   assert chunks.count(asked(), 2, 8, 4, eight) == 2  # where it is asked for, groups may be cut over devices
   with pytest.raises(UserError, match=r"config.chunks = 3 does not divide the 8 prompts .* one of 1, 2, 4, or None"):
@@ -126,10 +139,34 @@ def test_a_run_in_chunks_is_the_run(judge, algorithm, tmp_path, monkeypatch):
     np.testing.assert_allclose(found[2][name], leaf, atol=2e-6, err_msg=name)
 
 
+def small(reward, **more):
+  return build.resolve({"task": "train", "steps": 1, "batch": 8, "group": 2, "policy": {"name": "toy:policy"},
+                        "reward": reward, "data": {"name": "toy:data", "media": False}, "chunks": 2,
+                        "algorithm": {"name": "nft", "steps": 3, "levels": 2}, **more})
+
+
+@pytest.mark.parametrize("options, expected", [({}, 1), ({"holds": True}, 0), ({"where": "device"}, 0)])
+def test_programs_over_several_devices_are_dispatched_in_one_order(options, expected, tmp_path, monkeypatch):
+  """Only a thread that dispatches none of them judges beside."""
+  monkeypatch.syspath_prepend(str(__file__.rsplit("/", 1)[0]))
+  train.run(small({"name": "chunks_test:beside", **options}), str(tmp_path))
+  assert metrics.read(tmp_path)[0]["experience/part_beside"] == expected
+
+
+def test_networks_on_the_host_are_refused_in_several_processes(monkeypatch):
+  monkeypatch.syspath_prepend(str(__file__.rsplit("/", 1)[0]))
+  toys = {"a": {"name": "toy:reward", "where": "host"}, "b": {"name": "toy:reward"}}
+  both = lambda **part: small({"name": "mix", "rewards": {**toys, **part}, "normalise": "frozen"}, chunks=None)
+  judge = {"name": "motion_head", "width": 8, "depth": 1}
+  train.check(both(c=judge))
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  train.check(both())
+  with pytest.raises(UserError, match="config.reward is called on the host and has the parameters 'c/.*', of which 2 "
+                     "processes hold shares .*; choose rewards that are all called on the devices, or run one process"):
+    train.check(both(c=judge))
+
+
 def test_rewards_that_compare_all_are_not_cut(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(str(__file__.rsplit("/", 1)[0]))
-  config = {"task": "train", "steps": 1, "batch": 8, "group": 2, "policy": {"name": "toy:policy"},
-            "reward": {"name": "chunks_test:blind"}, "data": {"name": "toy:data", "media": False},
-            "algorithm": {"name": "grpo", "steps": 3}, "chunks": 2}
   with pytest.raises(UserError, match="compares all samples"):
-    train.check(build.resolve(config))
+    train.check(small({"name": "chunks_test:blind"}))

@@ -155,6 +155,26 @@ def test_a_metric_that_is_not_there_or_does_not_vary_says_nothing():
     assert health.alarm(none, health.rule()) is None
 
 
+def far(*values, **options):
+  """The alarm of a run whose update before each evaluation but the first logs such distances."""
+  trace = rows(*[{} for _ in values])
+  for row, kl in zip(trace[1::2], values, strict=False):
+    row |= kl
+  return health.alarm(trace, health.rule(**{**EXACT, "kl": 0.1, **options}))
+
+
+def test_a_distance_from_the_reference_is_a_clause_where_its_threshold_is_given():
+  away = {"train/kl": 0.05, "train/kl_early": 0.02, "train/kl_late": 0.125}
+  found = far(away)
+  assert (found.step, found.began, found.good, found.reasons) == (10, 10, 0, ("train/kl_late is 0.125, above 0.1",))
+  assert far(away, kl=None) is None and far(away, kl=0.125) is None and far({"train/kl_old": 9.0}) is None
+  assert far({"train/kl": 0.2, "train/kl_early": 0.3}).reasons == (
+    "train/kl is 0.2, above 0.1, train/kl_early is 0.3, above 0.1",)
+  assert far({"train/kl": None, "train/kl_late": float("nan")}) is None
+  assert far(away, {}, row=2).step == 20                       # what was logged last counts
+  assert far(away, {"train/kl_late": 0.0}, away, row=2) is None
+
+
 def test_evaluations_count_in_a_row():
   bad, fine, other = {"diversity": 0.1}, {}, {"motion": 0.0}
   assert seen(bad, bad, fine, bad, bad, row=3) is None
@@ -171,7 +191,7 @@ def test_evaluations_count_in_a_row():
   ({"rise": 0.0}, "rise = 0.0 must be positive"), ({"fall": -1.0}, "fall = -1.0 must be positive"),
   ({"diversity": 1.0}, r"diversity = 1.0 must be in \[0, 1\)"), ({"motion": -0.1}, "motion = -0.1"),
   ({"contrast": 0.9}, "contrast = 0.9 must be above 1"), ({"high_frequency": 1.0}, "0 leaves it out"),
-  ({"saturation": -2.0}, "saturation = -2.0")])
+  ({"saturation": -2.0}, "saturation = -2.0"), ({"kl": 0.0}, "kl = 0.0 must be positive, in the units of train/kl")])
 def test_thresholds_that_make_no_sense(options, message):
   with pytest.raises(ValueError, match=message):
     health.rule(**options)
@@ -295,6 +315,29 @@ def test_a_stopped_run_goes_on_with_what_the_guard_had_seen(marked, tmp_path, mo
   monkeypatch.delenv("ALIGN_FAULT")
   main.run(config(), tmp_path / "run")
   assert heldout(tmp_path / "run") == heldout(marked) and health.read(tmp_path / "run") == health.read(marked)
+
+
+def test_the_guard_hears_of_the_distance_by_noise_level_also_where_a_run_was_stopped(tmp_path, monkeypatch):
+  calm = {**LOUD, "contrast": 0.0, "kl": 1e-9}
+  of = lambda **more: {**config()["evaluate"], "guard": {**calm, **more}}
+  method = {"name": "grpo", "steps": 4, "clip": 0.1, "beta": 0.1}
+  made = {**config(), "algorithm": method, "log_every": 2, "evaluate": of()}
+  main.run(made, tmp_path / "whole")
+  monkeypatch.setenv("ALIGN_FAULT", "stop:2:sigterm")
+  with pytest.raises(guard.Stopped):
+    main.run(made, tmp_path / "parts")
+  monkeypatch.delenv("ALIGN_FAULT")
+  main.run(made, tmp_path / "parts")
+  found = health.read(tmp_path / "whole")
+  assert (found["began"], found["step"]) == (2, 3) and "train/kl_early is" in found["reasons"][0]
+  assert health.read(tmp_path / "parts") == found and heldout(tmp_path / "parts") == heldout(tmp_path / "whole")
+  again = health.alarm(metrics.read(tmp_path / "whole"), health.rule(**calm))
+  assert list(again.reasons) == found["reasons"] and again.step == found["step"]
+  drawn = evaluate.heldout_curves(tmp_path / "whole")
+  assert drawn["train/kl_late"][0] == [1, 2, 4, 6] and drawn["train/kl_late"][1][-1] > 0
+  with pytest.raises(health.Alarmed, match="kl_early is"):
+    main.run({**made, "evaluate": of(action="stop")}, tmp_path / "stopped")
+  assert (tmp_path / "stopped/good/checkpoints/1").is_dir()
 
 
 def test_a_run_whose_first_evaluation_is_lost_is_refused(tmp_path, monkeypatch):

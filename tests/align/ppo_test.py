@@ -43,7 +43,9 @@ def test_the_value_begins_at_zero_and_the_policy_follows_reinforce():
     return -(batch["advantage"] * made.replay({**params["base"], **tree}, batch["rollout"]).log_prob).mean()
   expected = jax.flatten_util.ravel_pytree(jax.grad(reinforce)(params["policy"]))[0]
   np.testing.assert_allclose(grads, expected, atol=2e-5 * float(jnp.abs(expected).max()) + 1e-7)
-  assert metrics["on_policy_gap"] < 2e-6
+  assert metrics["on_policy_gap"] < 2e-6 and "kl_old" in metrics and "kl" not in metrics
+  near = ppo.make(made, reward(), group=G, steps=STEPS, lam=1.0, beta=0.5)
+  assert gradient(near, params, batch)[1]["kl"] > 0
 
 
 def test_the_value_learns_its_targets_and_leaves_the_policy_alone():

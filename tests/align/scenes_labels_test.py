@@ -10,8 +10,8 @@ from align.build import UserError
 from align.datasets import pairs, scenes_labels, scenes_questions
 from diffusion import vlm
 from rewards import scenes
-from rewards.scenes import combos
 from rewards.judging import answers, formats
+from rewards.scenes import combos
 
 KNOWN = formats.known()
 

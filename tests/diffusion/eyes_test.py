@@ -177,6 +177,16 @@ def test_refusals(copy, file, change, words):
   assert words in str(error.value)
 
 
+def silent(*_, **__):
+  raise EOFError
+
+
+def test_refuses_a_tokenizer_over_which_the_library_stumbles_without_a_word(copy, monkeypatch):
+  monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", silent)
+  with pytest.raises(ValueError, match=r"the tokenizer of .* cannot be read \(EOFError\); the folder must hold"):
+    eyes.words(eyes.open_(copy))
+
+
 def test_refusals_of_folders_and_options(copy, tmp_path, dino):
   with pytest.raises(ValueError, match="config.json cannot be read; it must be a JSON file of a folder in transform"):
     eyes.open_(tmp_path / "nowhere")

@@ -1,6 +1,8 @@
 """The benchmark of overlapping runs on both sides; nothing is timed."""
+import jax
 import pytest
 
+from align import build, chunks, shard
 from launch import bench, overlap
 
 
@@ -14,8 +16,14 @@ def test_both_sides_run_and_are_printed(capsys, monkeypatch):
 
 def test_both_sides_differ_in_chunks_alone():
   ours, other = (overlap.config(3, chunks, "prompts.txt") for chunks in overlap.CHUNKS.values())
-  assert ours["chunks"] == 4 and other["chunks"] == 1
+  assert [found(ours), found(other)] == [4, 1]
   assert {k: v for k, v in ours.items() if k != "chunks"} == {k: v for k, v in other.items() if k != "chunks"}
+
+
+def found(config):
+  """Chunks of an experience on one device."""
+  own = build.build("rewards", config["reward"])
+  return chunks.count(own, config["chunks"], config["batch"], config["group"], shard.mesh(devices=jax.devices()[:1]))
 
 
 def test_the_reader_sees_nothing(monkeypatch):

@@ -95,7 +95,13 @@ def test_refusals(tmp_path, monkeypatch):
   torch.save({"layers.0.weight": torch.zeros(2, 2)}, "relu.pth")
   torch.save({"visual.conv1.weight": torch.zeros(2, 3, 4, 4)}, "half.pt")
   torch.save({"steps": 3, "vectors": torch.zeros(2)}, "mixed.pt")
-  for file, told in (("danger.pt", "cannot be read safely .*; it must hold tensors alone: get the model as"),
+  (tmp_path / "empty.pt").touch()
+  (tmp_path / "cut.pt").write_bytes((tmp_path / "mixed.pt").read_bytes()[:-99])
+  (tmp_path / "text.pt").write_text("version https://git-lfs.github.com/spec/v1")
+  for file, told in (("empty.pt", r"empty.pt cannot be read safely \(EOFError\); .* or copy this file again"),
+                     ("cut.pt", r"cut.pt cannot be read safely \(RuntimeError: .*failed reading zip archive"),
+                     ("text.pt", r"text.pt cannot be read safely \([\w.]+Error: Weights only load failed\); it must"),
+                     ("danger.pt", "cannot be read safely .*; it must hold tensors alone: get the model as"),
                      ("relu.pth", "holds 1 tensors, layers.0.weight ..., which are none of: a CLIP in OpenCLIP's"),
                      ("half.pt", "must have visual.positional_embedding, but this one begins with visual.conv1"),
                      ("mixed.pt", "holds something else than named tensors; get the model as .safetensors"),

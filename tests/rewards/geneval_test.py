@@ -7,6 +7,7 @@ import pytest
 from align import build
 from align.datasets import geneval as prompts
 from rewards import geneval, scenes
+from rewards.core import CHUNKS
 
 BLANK = np.full((1, 64, 64, 3), 0.5, np.float32)
 
@@ -235,3 +236,7 @@ def test_lines_that_are_none_of_genevals(tmp_path, line, message):
 def test_refusals(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+def test_a_detector_looks_at_one_chunk_while_the_next_is_sampled():
+  assert geneval.make(lambda pictures: []).chunks == CHUNKS and geneval.make("scenes").chunks == 1

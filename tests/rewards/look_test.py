@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import slopes
 
 from align.algorithms import compare
 from rewards import keyframes, look, scenes
@@ -34,6 +35,12 @@ def test_it_learns_from_pairs_of_clips():
     view, opt, loss, accuracy = step(view, opt)
     seen.append((float(loss), float(accuracy)))
   assert seen[-1][0] < .5 < seen[0][0] and seen[-1][1] > .8
+
+
+def test_the_gradient_is_that_of_finite_differences():
+  made, media = look.make(width=8), jax.random.uniform(jax.random.key(1), (2, 16, 16, 3))
+  view = jax.jit(made.init)(jax.random.key(0))
+  slopes.agree(lambda m: made.score(view, {}, m, None), media, 1e-3, 1e-2)
 
 
 def test_refusals():

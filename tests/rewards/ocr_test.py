@@ -7,6 +7,7 @@ import pytest
 
 from align import build
 from rewards import ocr
+from rewards.core import CHUNKS
 
 MEDIA = np.full((1, 8, 8, 3), 0.5, np.float32)
 
@@ -45,6 +46,10 @@ def test_verdicts(said, prompt, total):
   np.testing.assert_allclose(found.total, [total], atol=1e-6)
   assert found.total.dtype == np.float32 and found.valid.all()
   assert found.parts["exact"][0] == (total == 1)
+
+
+def test_a_reader_reads_one_chunk_while_the_next_is_sampled():
+  assert ocr.make(reader("")).chunks == CHUNKS
 
 
 def test_meta_names_a_text_before_the_prompt_does():

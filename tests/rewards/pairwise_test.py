@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from rewards import pairwise
+from rewards.core import CHUNKS
 from rewards.judging import judge
 
 LEVELS = np.array([10, 60, 200, 120, 30, 30, 90], np.float32) / 255
@@ -39,6 +40,10 @@ def test_win_rates_are_the_share_of_others_that_are_beaten():
   np.testing.assert_allclose(found.total, [0, 1 / 3, 1, 2 / 3, 1 / 4, 1 / 4, 1])  # a tie counts half
   np.testing.assert_allclose(found.total[:4].mean(), 0.5)
   assert found.valid.all() and (found.parts["first"] == 0.5).all() and (found.parts["flips"] == 0).all()
+
+
+def test_one_chunk_is_compared_while_the_next_is_sampled():
+  assert pairwise.make(hard).chunks == CHUNKS
 
 
 def test_rates_of_probabilities_against_a_loop():

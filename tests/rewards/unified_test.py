@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import slopes
 import vlms
 from PIL import Image
 
@@ -60,9 +61,10 @@ def scored(reward, view, given, shown):
   pytest.param("short_sift", "expected", marks=pytest.mark.slow)])
 def test_inside_the_mesh_it_scores_as_on_the_host(folder, prompts, view, question, reading):
   make = lambda **options: unified.make(str(folder), question, reading, prompts=prompts, dtype="float32", **options)
-  inner, outer, shown = make(size=SIDE, columns=96), make(), media(3)
+  inner, outer = make(size=SIDE, columns=96), make()
+  shown = np.round(64 + 127 * media(3)) / 255  # whole bytes, away from where colours are cut
   given = {k: v for k, v in inner.prepare(batch(3)).items() if isinstance(v, dict)}  # what it asks, all arrays
-  inside = jax.jit(inner.score)(view, given, jnp.asarray(shown), None)
+  _, inside = slopes.agree(lambda m: inner.score(view, given, m, None), jnp.asarray(shown), 3e-4, 1e-2)
   host = scored(outer, view, batch(3), shown)
   assert outer.where == "host" and inner.where == "gradient" and host.valid.all() and inside.valid.all()
   np.testing.assert_allclose(inside.total, host.total, atol=2e-3)   # bytes on the host, floats inside
@@ -70,9 +72,6 @@ def test_inside_the_mesh_it_scores_as_on_the_host(folder, prompts, view, questio
   for name, part in inside.parts.items():
     np.testing.assert_allclose(part, host.parts[name], atol=2e-3)
   assert np.ptp(host.total) > 0
-  if question == "short_yes":
-    slope = jax.jit(jax.grad(lambda m: inner.score(view, given, m, None).total.sum()))(jnp.asarray(shown))
-    assert np.isfinite(slope).all() and float(jnp.abs(slope).max()) > 0
 
 
 def test_shares_of_a_group_add_up(folder, prompts, view):
