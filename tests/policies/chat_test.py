@@ -106,10 +106,11 @@ def test_a_batch_takes_the_smallest_sizes_that_hold_it_and_means_the_same(model,
 def test_better_and_worse_answers_have_one_size_whichever_is_longer(model, net):
   several = chat.make(str(model[0]), columns=64, length=(8, 16))
   learn = dpo.make(several, beta=0.1)
+  loss = jax.jit(lambda net, batch: learn.loss({"base": net, "policy": net, "ref": {}}, batch, jax.random.key(0))[0])
   for win, lose in ((["A dog"] * 2, ANSWERS), (ANSWERS, ["A dog"] * 2)):
     batch = batch_of(several, win=win, lose=lose)
     assert batch["win"].shape == batch["lose"].shape == (2, 16)
-    found = learn.loss({"base": net, "policy": net, "ref": {}}, batch, jax.random.key(0))[0]
+    found = loss(net, batch)
     np.testing.assert_allclose(found, np.log(2), atol=1e-5)
 
 

@@ -37,6 +37,8 @@ def reduced(runs: dict) -> list:
       more = {**more, "batch": 4, "group": 2}
     elif run.get("task") == "train":
       more = {**more, "batch": 8}
+    if run.get("optim", {}).get("warmup_steps"):
+      more["optim.warmup_steps"] = 1
     out += [f"--config.runs.{name}.{option}={value}" for option, value in more.items()]
   return out
 
