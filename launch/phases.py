@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
+import jax
 import numpy as np
 
 RECIPES = "configs/recipes"
@@ -81,8 +82,6 @@ def pairs(spec: dict, folder: Path) -> dict:
 def watched(do: Any, calls: list) -> Any:
   """The programs of a run, each of which is waited for and leaves (name, seconds) in `calls`."""
   def timed(name: str, program: Callable):
-    import jax
-
     @functools.wraps(program)
     def call(*given):
       began = time.perf_counter()

@@ -6,6 +6,8 @@ along the asked direction, a line fitted over the frames by least squares. The e
 reference, this is its smooth stand-in for reward gradients. Places are known to a cell of 8 only. Trained by `fit` on
 renders, or by `compare` on pairs, through the same parameters. Left out: things that pass out of sight.
 """
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ import numpy as np
 from rewards.core import Reward, Scores
 from rewards.motion import check_clips
 from rewards.scenes import clip
-from rewards.scenes_scorer import CENTRE, KINDS, Net, check, labels
+from rewards.scenes_scorer import CENTRE, KINDS, Net, check, labels, learned, stacked
 
 THINGS = 2
 BLUR = .04  # of a way, in sides: how sharp the bounds of what counts as moving, and as quick, are
@@ -73,8 +75,7 @@ def make(size: int = 16, width: int = 32, sharpness: float = 6.0, noise: float =
     return {"net": net.init(key, jnp.zeros((1, size, size, 3)))["params"]}
 
   def prepare(batch):
-    specs = [encoded(m) for m in described(batch)]
-    out = {**batch, "things": {k: np.stack([s[k] for s in specs]) for k in specs[0]}}
+    out = {**batch, "things": stacked([encoded(m) for m in described(batch)])}
     if "media" not in batch:
       return out
     return {**out, "cells": np.stack([cells(m, batch["media"].shape[1]) for m in batch["meta"]])}
@@ -90,11 +91,8 @@ def make(size: int = 16, width: int = 32, sharpness: float = 6.0, noise: float =
     return Scores(total, parts, jnp.isfinite(total))
 
   def fit(view, batch, keys):
-    media = batch["media"].astype(jnp.float32) / 255
-    jitter = jax.vmap(lambda k: jax.random.uniform(k) * jax.random.normal(jax.random.fold_in(k, 1), media.shape[1:]))
-    out = logits(view, media + noise * jitter(keys))
-    loss = -jnp.take_along_axis(jax.nn.log_softmax(out), batch["cells"][..., None], -1)[..., 0].sum((2, 3)).mean(1)
-    return loss, {"accuracy": (out.argmax(-1) == batch["cells"]).all((2, 3)).mean(1)}
+    loss, right = learned(functools.partial(logits, view), batch, keys, noise)
+    return loss.mean(1), {"accuracy": right.mean(1)}
 
   return Reward(init, prepare, score, "gradient", None, fit)
 

@@ -6,6 +6,9 @@ soft places, soft relations between pairs of cells. The exact verdict (scenes/ch
 smooth stand-in for reward gradients. Centres are known to a cell only, so relations near the border of what counts are
 uncertain. Left out: long captions, clips, sizes.
 """
+import functools
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -117,8 +120,7 @@ def make(size: int = 16, width: int = 32, sharpness: float = 6.0, noise: float =
     return {"net": net.init(key, jnp.zeros((1, size, size, 3)))["params"]}
 
   def prepare(batch):
-    specs = [encoded(m) for m in described(batch)]
-    out = {**batch, "scene": {k: np.stack([s[k] for s in specs]) for k in specs[0]}}
+    out = {**batch, "scene": stacked([encoded(m) for m in described(batch)])}
     return {**out, "cells": np.stack([labels(m["objects"]) for m in batch["meta"]])} if "media" in batch else out
 
   def logits(view, media):
@@ -130,13 +132,26 @@ def make(size: int = 16, width: int = 32, sharpness: float = 6.0, noise: float =
     return Scores(total, parts, jnp.isfinite(total))
 
   def fit(view, batch, keys):
-    media, cells = batch["media"].astype(jnp.float32) / 255, batch["cells"]
-    jitter = jax.vmap(lambda k: jax.random.uniform(k) * jax.random.normal(jax.random.fold_in(k, 1), media.shape[1:]))
-    out = logits(view, media + noise * jitter(keys))
-    loss = -jnp.take_along_axis(jax.nn.log_softmax(out), cells[..., None], -1)[..., 0].sum((1, 2))
-    return loss, {"accuracy": (out.argmax(-1) == cells).all((1, 2)).astype(jnp.float32)}
+    loss, right = learned(functools.partial(logits, view), batch, keys, noise)
+    return loss, {"accuracy": right}
 
   return Reward(init, prepare, score, "gradient", None, fit)
+
+
+def stacked(specs: list) -> dict:
+  """[B] {name: array} -> {name: [B ...]}."""
+  return {name: np.stack([spec[name] for spec in specs]) for name in specs[0]}
+
+
+def learned(logits: Any, batch: dict, keys: Any, noise: float) -> tuple[Any, Any]:
+  """(-ln p summed over the cells, whether all are right) of disturbed media, each [B], of clips [B F].
+
+  logits: (media in [0, 1]) -> [B .. h w K]. Of every sample the noise has a strength of its own, up to `noise`."""
+  media, cells = batch["media"].astype(jnp.float32) / 255, batch["cells"]
+  jitter = jax.vmap(lambda k: jax.random.uniform(k) * jax.random.normal(jax.random.fold_in(k, 1), media.shape[1:]))
+  out = logits(media + noise * jitter(keys))
+  loss = -jnp.take_along_axis(jax.nn.log_softmax(out), cells[..., None], -1)[..., 0].sum((-2, -1))
+  return loss, (out.argmax(-1) == cells).all((-2, -1)).astype(jnp.float32)
 
 
 def described(batch: dict) -> list:

@@ -58,8 +58,8 @@ def make(path: str, images: str | None = None, size: int | tuple[int, int] | Non
       lines.seek(offsets[index])
       line = lines.readline()
     with contextlib.suppress(Unreadable):
-      listed = fields(line, numbers[index]).get("images")
-      return f"{len(listed) if isinstance(listed, list) else 1} pictures, {2 ** len(line).bit_length()} bytes"
+      names = fields(line, numbers[index]).get("images")
+      return f"{len(names) if isinstance(names, list) else 1} pictures, {2 ** len(line).bit_length()} bytes"
     return ""
 
   return Source(len(offsets), record, str(file), kind)

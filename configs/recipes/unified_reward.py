@@ -32,7 +32,7 @@ and worse ones only, scores had AUC .58, .61 within a prompt (two .76, attributi
 of `point` .50 were better, .41 equal and .09 worse, of random pairs .15, .65 and .20. Comparisons were still
 undecided, since that judge wrote one better and one worse score whatever it saw; since then equal pictures are among
 the labels (datasets/scenes_labels.py), and most of these are renders that differ in little. After 2,500 updates of 32
-on such alone (four fifths renders, lr 1e-3, half an hour of a core when nothing else runs), of what captions ask for
+on such alone (four fifths renders, lr 1e-3, about 34 minutes of a core beside other work), of what captions ask for
 the judge sees 95 of 96 things that are there and 39 of 65 that are not, on other renders; of the generator's pictures
 it still says "yes" too often: .127 of comparisons between different ones are decided, of these .938 rightly, and scores
 have AUC .56. More updates have not been tried.
@@ -76,12 +76,12 @@ def judge() -> dict:
   tasks = tuple(task for names, *_ in judge_scenes.TASKS.values() for task in names)
   columns = max(columns for _, columns, _ in judge_scenes.TASKS.values())
   learned = judge_scenes.learned(LEARNED, tasks, judge_scenes.LR, columns, JUDGE["length"], batch=16, seed=0)
-  rendered = {**learned["data"], "count": judge_scenes.LABELS * len(judge_scenes.TASKS), "seed": 1}
+  scenes = {**learned["data"], "count": judge_scenes.LABELS * len(judge_scenes.TASKS), "seed": 1}
   return {
     "labels": {"task": "collect", "model": "scenes", "samples": 10, "pairs": 5, "batch": 200, "seed": 0,
                "data": {"name": "scenes_prompts", "split": "train", "count": LABELLED, "seed": 1},
                "rewards": {"scenes": common.REWARD}, "score": "scenes/total"},
-    "judge": {**learned, "data": {"name": "scenes_labels", "path": "@labels/pairs", "data": rendered, "share": SHARE,
+    "judge": {**learned, "data": {"name": "scenes_labels", "path": "@labels/pairs", "data": scenes, "share": SHARE,
                                  "rendered": RENDERED, "count": 65_536}},
   }
 

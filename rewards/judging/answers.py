@@ -19,9 +19,10 @@ TOLERANCE = 0.02  # by which two shares may miss their sum
 NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 LISTED = r"^(?:\(?[0-9]{1,2}[.)] ?)?"  # a line may be numbered
 OPENING = {'"': '"', "“": "”", "'": "'", "‘": "’", "«": "»", "[": "]"}
-OPEN = (r"(?i)(?:\b(?:that|if|whether|unless|because|not|false|untrue|incorrect|wrong|says?|said|claims?|thinks?|"
-        r"believes?)\b ?:?|,)$")  # of a line that goes on in the next one
-BACK = r"(?i) *(?:actually|no|wait|correction|scratch that|on second thoughts?|or rather)\b"  # of a verdict, behind it
+OPEN = (r"(?i)(?:\b(?:that|if|whether|unless|because|says?|said|claims?|thinks?|believes?) ?:?|"
+        r"\b(?:not|false|untrue|incorrect|wrong) ?:|,)$")  # of a line that goes on in the next one
+BACK = (r"(?i) *(?:no(?= ?(?:[,.;:!]|$))|(?:actually|wait|correction|scratch that|on second thoughts?|or rather)\b)"
+        )  # of a verdict, behind it
 SAYING = r"(?:(?:the )?(?:final )?(?:answer|verdict|judgment|judgement|conclusion): )?"
 
 
