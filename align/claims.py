@@ -4,7 +4,8 @@
 
 A sweep file (launch/sweep.py) has "claims", a list of
   {"text": what is claimed, "paper": the figure that was published, in words, "runs": [names of its runs],
-   "path": [keys into a record], "minus": [keys of what is subtracted, or left out], "least": 0.03, "primary": bool}
+   "path": [keys into a record], "minus": [keys of what is subtracted, or left out], "least": 0.03, "primary": bool,
+   "against": [names of as many other runs, whose figure is subtracted, seed by seed, or left out]}
 
 A run that has its record is not run again. With x the values of the runs, one a seed, and the 95 % t-interval of their
 mean: a claim holds where the interval lies above 0 and the mean is at least `least`; it does not hold where the
@@ -41,6 +42,7 @@ class Claim(NamedTuple):
   minus: list = []
   least: float = 0.03
   primary: bool = False
+  against: list = []
 
 
 class Found(NamedTuple):
@@ -65,7 +67,7 @@ def check(config: dict) -> None:
 
 def claims(workdir: str, *, sweeps: tuple, records: str = "configs/records", into: str = None, jobs: int = 1,
            run_missing: bool = True) -> dict:
-  """Writes WORKDIR/claims.md and claims.json: [{"sweep", "text", ..., "mean", "interval", "verdict"}].
+  """Prints and writes WORKDIR/claims.md, and claims.json: [{"sweep", "text", ..., "mean", "interval", "verdict"}].
 
   Args:
     sweeps: their files; what they run lies in WORKDIR/NAME. records: folder of their records' folders.
@@ -83,6 +85,7 @@ def claims(workdir: str, *, sweeps: tuple, records: str = "configs/records", int
   workdir.mkdir(parents=True, exist_ok=True)
   text = f"{table(rows)}\n\n{RULE}\n"
   report.atomic(workdir / "claims.md", text.encode())
+  print(text, end="", flush=True)
   result = [{"sweep": name, **claim._asdict(), **found._asdict()} for name, claim, found in rows]
   report.atomic(workdir / "claims.json", json.dumps(result, indent=1).encode())
   if into:
@@ -156,7 +159,10 @@ def checked(entry: dict, runs: dict, at: str) -> Claim:
   for name in [*(n for n in needed if not entry.get(n)), *(n for n in entry if n not in Claim._fields)]:
     raise build.UserError(f"{at} has {', '.join(entry)}; {', '.join(needed)} are needed, {', '.join(Claim._fields)} "
                           f"are known: {'add' if name in needed else 'remove'} {name}")
-  for name in entry["runs"]:
+  if "against" in entry and len(entry["against"]) != len(entry["runs"]):
+    raise build.UserError(f"{at} compares {len(entry['runs'])} runs with {len(entry['against'])}; \"against\" must "
+                          "name one for each of \"runs\": correct it")
+  for name in [*entry["runs"], *entry.get("against", ())]:
     if name not in runs:
       raise build.UserError(f"{at} is about the run {name!r}, but the sweep's are {', '.join(runs)}; name one of them"
                             + build.nearest(name, runs))
@@ -164,8 +170,11 @@ def checked(entry: dict, runs: dict, at: str) -> Claim:
 
 
 def of(claim: Claim, records: Path) -> list:
-  """What the records say, one (value, interval or None) a run; None for a run without a record."""
-  return [figure(claim, records / f"{name}.json") for name in claim.runs]
+  """What the records say, one (value, interval or None) a run; None where a record is missing."""
+  found, others = ([figure(claim, records / f"{name}.json") for name in names] for names in (claim.runs, claim.against))
+  if not others:
+    return found
+  return [one and other and (one[0] - other[0], None) for one, other in zip(found, others, strict=True)]
 
 
 def figure(claim: Claim, path: Path) -> tuple | None:

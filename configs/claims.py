@@ -9,11 +9,11 @@ seconds where it has all. The second command makes the table of what is recorded
 """
 import ml_collections
 
+SWEEPS = ("unified_reward", "judge_scenes", "dense_reward", "seedance", "uae")
+
 
 def get_config():
   return ml_collections.ConfigDict({
     "task": "claims",
-    "sweeps": (
-      "configs/sweeps/dense_reward.py",
-    ),
+    "sweeps": tuple(f"configs/sweeps/{name}.py" for name in SWEEPS),
   })

@@ -30,9 +30,11 @@ to 510 questions each about scenes of their own, with 95 % intervals; "600" saw 
                        1200          .684 [.643, .725]            .837 [.802, .867]
 
 Of pairs of pictures the verdict follows the two scores that were written before it; what is still wrong is a score. To
-score both of two answers first, too, did not help (.673). The arms have not been run over all seeds yet. The readings
+score both of two answers first, too, did not help (.673). All arms over five seeds stand in the README. The readings
 "probability" and "expected" of rewards/judging/judge.py ask for the verdict without the description, which these judges
-never learned: read what they write. Ask a judge by
+never learned: read what they write.
+
+Ask a judge by
 
   python -m rewards.judge --model=runs/judge_scenes/judge/export --prompts=rewards/judging/scenes.json \
     --task=scenes_image_pair --prompt="a red circle" a.png b.png

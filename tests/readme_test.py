@@ -34,6 +34,7 @@ FAST = {
   "python -m launch.sweep --sweep=configs/sweeps/scenes_methods.py --workdir=runs/scenes_methods --jobs=2": (
     "--table",),
   "python -m launch.sweep --sweep=configs/sweeps/hacking.py --workdir=runs/hacking --jobs=2": ("--table",),
+  "python -m launch.sweep --sweep=configs/sweeps/judge_scenes.py --workdir=runs/judge_scenes --jobs=2": ("--table",),
 }
 PUBLIC = (  # one after another, on a small model
   'python -m diffusion.generate --model=MODEL --prompt="a red dog" --out=dog.png',
@@ -52,6 +53,8 @@ COVERED = {
   'pip install -e ".[serve]"': "align/serve_test.py",
   **{f"python -m align.main --config=configs/recipes/{name}.py --workdir=runs/{name}": f"recipes/{name}_test.py"
      for name in ("unified_reward", "dense_reward", "seedance", "uae")},
+  **{f"python -m align.main --config=configs/recipes/{name}.py:{part} --workdir=runs/{name}_{part}":
+     f"recipes/{name}_test.py" for name, part in (("unified_reward", "clip"), ("seedance", "refiner"))},
   "python -m align.main --config=configs/claims.py --workdir=runs/claims": "align/claims_test.py",
   "python -m align.serve --config=configs/quickstart.py --run=aligned": "align/serve_test.py",
   "python -m align.main --config=configs/quickstart.py --workdir=runs/far --config.runs.aligned.reward=remote":

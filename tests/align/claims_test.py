@@ -67,6 +67,20 @@ def test_records_are_read_and_none_is_left_out_silently(tmp_path):
   assert claims.of(apart, tmp_path)[0] == (pytest.approx(0.1), None)
 
 
+def test_other_runs_are_compared_seed_by_seed(tmp_path):
+  written(tmp_path, {"s0": (0.6, 0.5), "s1": (0.7, 0.5), "o0": (0.5, 0.45), "o1": (0.8, 0.6)})
+  claim = claims.Claim(**{**BESIDE, "runs": ["s0", "s1"], "path": ["arms", "b", "overall", "rate"]},
+                       against=["o0", "o1"])
+  np.testing.assert_allclose([value for value, _ in claims.of(claim, tmp_path)], [0.1, -0.1])
+  (tmp_path / "o1.json").unlink()
+  assert claims.of(claim, tmp_path)[1] is None and claims.judged(claim, claims.of(claim, tmp_path)) == claims.Found(1)
+  entry = {**BESIDE, "runs": ["s0", "s1"]}
+  with pytest.raises(build.UserError, match="about the run 'o2', but the sweep's are"):
+    claims.checked({**entry, "against": ["s0", "o2"]}, {"s0": {}, "s1": {}}, "at")
+  with pytest.raises(build.UserError, match="at compares 2 runs with 1; .against. must name one for each"):
+    claims.checked({**entry, "against": ["s0"]}, {"s0": {}, "s1": {}}, "at")
+
+
 def test_a_record_that_does_not_have_the_figure_is_refused(tmp_path):
   claim = claims.Claim(**{**BESIDE, "runs": ["s0"]})
   (tmp_path / "s0.json").write_text('{"differences": {"b - a": {"overall": {"difference": null}}}}')
@@ -205,10 +219,3 @@ def test_another_sweep_or_place_is_no_other_run():
   old = build.resolve({"task": "claims", "sweeps": ("a.py",)})
   new = {**old, "sweeps": ("a.py", "b.py"), "into": "README.md", "jobs": 2, "run_missing": False}
   assert config.difference(old, new) == [] != config.difference(old, {**old, "records": "elsewhere"})
-
-
-def test_the_shipped_claims_are_well_formed():
-  made = build.resolve(config.load("configs/claims.py"))
-  for path in made["sweeps"]:
-    found = claims.read(path)
-    assert sum(claim.primary for claim in found) == 1 and all(len(c.runs) == 5 for c in found if c.primary)
