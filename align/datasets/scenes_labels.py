@@ -1,13 +1,18 @@
-"""Questions about pictures that a generator made, labelled by a collection of pairs: a judge learns what it will judge.
+"""Questions about pictures and clips that a generator made, labelled by a collection of pairs: a judge learns what it
+will judge.
 
 Pairs are those of a `collect` run whose score is the exact detector, in the place of people who look at a generator's
 own pictures: its mistakes, such as colours that change places, are nearer to the caption than other scenes are. Asked
-are `image_pair` and `image_point` of rewards/judging/scenes.json, equally often. As in UnifiedReward's pointwise format
-(2503.05236) the judge first names what the caption asks for, and whether it is there:
+are, equally often, the pairs and points of rewards/judging/scenes.json, about pictures or clips, whichever there are.
+As in UnifiedReward's pointwise format (2503.05236) the judge first names what the caption asks for, and whether it is
+there, but before that all that the detector sees, whether it was asked for or not:
 
-  a cyan square: no. a triangle: yes
-  Final Score: 3
+  a red square top left and a cyan triangle right. a cyan square: no. a triangle: yes
+  Final Score: 4
+  a red circle moving left slowly. a red circle: yes. moving left: yes. moving left quickly: no
+  Final Score: 4
 
+So every picture teaches what it shows, not only one yes or no, and what is asked for can be read from what was written.
 A score is 5 where all of the caption holds, else 1 to 4 in proportion to what does; of a pair both are scored, and the
 one with the higher score is better. Pairs are any two pictures of a prompt, often equally good: where one was always
 better, a judge learned to say that of either place, without looking. The questions have no words for a tie; its verdict
@@ -16,7 +21,7 @@ is random, and both orders make it one.
 A collection has few pictures. With `rendered` a share of the questions is about four renders made for the question: two
 of a combination that training captions name, one of another of its category that differs in little, as a generator's
 mistakes do, and one of any; the detector labels them by the caption of the first two. With `data` these questions are
-mixed with others. Left out: clips, answers.
+mixed with others, which may be labels of another generator. Left out: answers, renders of clips.
 """
 import random
 
@@ -28,65 +33,102 @@ from align.datasets import pairs, scenes_questions
 from rewards import scenes
 from rewards.judging import questions
 from rewards.scenes import caption, combos, render
-from rewards.scenes.check import members, verdicts
+from rewards.scenes.check import members, verdicts, within
+from rewards.scenes.clip import DIRECTIONS, SPEEDS, verdict
 from rewards.scenes.combos import NUMBERS
+from rewards.scenes.detect import JUNK
 from rewards.scenes.scenes import described, fill
 
 TRIES = 12  # combinations of which the nearest is taken
+NAMED = 4   # things that are told at most: of a picture those that look most like a shape
 
 
 def make(path: str, count: int = 16_384, *, data: Source = None, share: float = 0.5, rendered: float = 0.0,
          size: int = 32, made: int = 16, seed: int = 0) -> Source:
-  """Records as of scenes_questions.py, each a pure function of (seed, its number) and the sources.
+  """Records as of scenes_questions.py, each a pure function of (seed, its number) and the sources; their kind is the
+  task, such as "image_pair".
 
   Args:
     path: what `collect` wrote to WORKDIR/pairs. count: records; pictures come again.
     data: other questions, such as {"name": "scenes_questions", ...}, of the same size; share: of the labelled ones.
-    rendered: share of those that are about renders, of `made` pixels a side.
+    rendered: share of those that are about renders, of `made` pixels a side; of pictures only.
     size: pixels of a side, as which pictures are shown.
 
-  Raises: UserError for a share outside 0 to 1, or data of another size.
+  Raises: UserError for a share outside 0 to 1, renders beside clips, or data of another size.
   """
   groups = [*grouped(pairs.read(path)).values()]
-  room = data.record(0)["media"].shape if data else (2, size, size, 3)
+  medium = "image" if groups[0][1][0][0].ndim == 3 else "video"
+  beside = data.record(0)["media"].shape if data else (0, size, size, 3)
+  most = max(scenes_questions.PICTURES[f"{medium}_pair"], beside[0])
   world = scenes.make_world(size=made)
-  if not 0 <= rendered <= 1:
-    raise UserError(f"scenes_labels: rendered = {rendered} must be a share, 0 to 1; correct it")
-  if not 0 < share <= 1 or room[1:] != (size, size, 3) or room[0] < 2:
-    raise UserError(f"scenes_labels: share = {share}, size = {size} beside data whose media are {room}; share must be "
-                    "above 0 and at most 1, and media at least two pictures of that size: correct them")
+  if not 0 <= rendered <= 1 or rendered and medium == "video":
+    raise UserError(f"scenes_labels: rendered = {rendered} must be a share, 0 to 1, of pictures, and 0 of clips; these "
+                    f"are {medium}s: correct it")
+  if not 0 < share <= 1 or beside[1:] != (size, size, 3):
+    raise UserError(f"scenes_labels: share = {share}, size = {size} beside data whose media are {beside}; share must "
+                    "be above 0 and at most 1, and media pictures of that size: correct them")
+
+  def padded(pictures):
+    return np.concatenate([pictures, np.zeros((most - len(pictures), size, size, 3), np.uint8)])
+
+  def begun(index):
+    rng = random.Random(f"labels/{medium}/{seed}/{index}")
+    own = data is None or rng.random() < share
+    return rng, f"{medium}_{rng.choice(('pair', 'point'))}" if own else None
 
   def record(index):
-    rng = random.Random(f"labels/{seed}/{index}")
-    if data and rng.random() >= share:
-      return data.record(index % data.size)
-    group = drawn(rng, world) if rendered and rng.random() < rendered else rng.choice(groups)
-    asked = item(rng, *group, size)
-    media = np.zeros(room, np.uint8)
-    media[:len(asked.pictures)] = asked.pictures
-    return {"prompt": asked.prompt, "media": media, "shown": np.int32(len(asked.pictures)),
-            "meta": {"task": asked.question.removeprefix("scenes_"), "caption": asked.answer, "win": asked.answer,
-                     "lose": asked.wrong, "question": asked.question, "truth": asked.truth, "more": ()}}
-  return Source(count, record, f"labels of {path}")
+    rng, task = begun(index)
+    if task is None:
+      row = data.record(index % data.size)
+      return {**row, "media": padded(row["media"])}
+    group = drawn(rng, world) if rng.random() < rendered else rng.choice(groups)
+    asked = item(task, rng, *group, size)
+    return {"prompt": asked.prompt, "media": padded(asked.pictures), "shown": np.int32(len(asked.pictures)),
+            "meta": {"task": task, "caption": asked.answer, "win": asked.answer, "lose": asked.wrong,
+                     "question": asked.question, "truth": asked.truth, "more": ()}}
+
+  kind = lambda index: begun(index)[1] or data.kind(index % data.size)
+  return Source(count, record, f"labels of {path}", kind if data is None or data.kind else None)
+
+
+def item(task: str, rng: random.Random, prompt: str, labels: list, size: int) -> scenes_questions.Item:
+  """One question about two pictures or clips of a prompt, or about one of them."""
+  (_, first, level), (_, second, other) = chosen = rng.sample(labels, 2)
+  media = [sized(one, size) for one, *_ in chosen]
+  medium, kind = task.split("_")
+  if kind == "point":
+    return scenes_questions.asked(f"scenes_{task}", prompt, media[:1], [], level, 1 if level > 3 else 5, f"{first}\n")
+  lines = scenes_questions.rated(medium.capitalize(), [first, second], (level, other))
+  better = int(level > other or level == other and rng.random() < 0.5)
+  return scenes_questions.asked(f"scenes_{task}", prompt, media, [], better, 1 - better, lines)
+
+
+def sized(media: np.ndarray, size: int) -> np.ndarray:
+  """A picture, or every frame of a clip, as a square of this side."""
+  return questions.squared(media, size) if media.ndim == 3 else np.stack([questions.squared(f, size) for f in media])
+
+
+# --- what is labelled ------------------------------------------------------------------------------------------------
 
 
 def grouped(rows: Source) -> dict:
-  """{prompt_id: (prompt, spec, its pictures)}."""
+  """{prompt_id: (prompt, its pictures or clips with their labels)}."""
   groups = {}
   for row in map(rows.record, range(rows.size)):
     groups.setdefault(int(row["prompt_id"]), (row["prompt"], row["meta"], []))[2].extend([row["win"], row["lose"]])
-  return groups
+  return {number: (prompt, labelled(spec, media)) for number, (prompt, spec, media) in groups.items()}
 
 
 def drawn(rng: random.Random, world: scenes.World) -> tuple:
-  """(prompt, spec, four renders): two of its own combination, one of one that is near, one of any of its category."""
+  """(prompt, four renders with their labels): two of its own combination, one of one that is near, one of any of its
+  category."""
   category = rng.choice(scenes.CATEGORIES)
   known = combos.split(category, "train", world)
   own, other = rng.choice(known), rng.choice(known)
   near = max((c for c in rng.choices(known, k=TRIES) if c != own), key=lambda c: shared(own, c), default=other)
   text, things, relation = caption.caption(own, rng)
   made = fill(np.random.default_rng(rng.getrandbits(63)), [own, own, near, other], world)
-  return text, described(own, things, relation, []), list(render.render(*made, world.size))
+  return text, labelled(described(own, things, relation, []), [*render.render(*made, world.size)])
 
 
 def shared(a: combos.Combo, b: combos.Combo) -> int:
@@ -95,36 +137,71 @@ def shared(a: combos.Combo, b: combos.Combo) -> int:
   return sum(x == y for x, y in zip(words(a), words(b), strict=False))
 
 
-def item(rng: random.Random, prompt: str, spec: dict, pictures: list, size: int) -> scenes_questions.Item:
-  """One question about two pictures of a prompt, or about one of them."""
-  shown = rng.sample(pictures, 2)
-  (first, level), (second, other) = (seen(spec, picture) for picture in shown)
-  media = [questions.squared(picture, size) for picture in shown]
-  if rng.random() < 0.5:
-    wrong = 1 if level > 3 else 5
-    return scenes_questions.asked("scenes_image_point", prompt, media[:1], [], level, wrong, f"{first}\n")
-  lines = scenes_questions.rated("Image", [first, second], (level, other))
-  better = int(level > other or level == other and rng.random() < 0.5)
-  return scenes_questions.asked("scenes_image_pair", prompt, media, [], better, 1 - better, lines)
+def labelled(spec: dict, media: list) -> list:
+  """[(picture or clip, what is seen in it, a score of 1 to 5)]."""
+  found = (scenes.clip.detect if "motion" in spec else scenes.detect)(np.stack(media))
+  return [(one, *seen(spec, objects)) for one, objects in zip(media, found, strict=True)]
 
 
-def seen(spec: dict, picture: np.ndarray) -> tuple[str, int]:
-  """(each of what a caption asks for and whether the detector finds it, a score of 1 to 5)."""
-  found, = scenes.detect(picture[None])
+def seen(spec: dict, found: list) -> tuple[str, int]:
+  """(what the detector found, and whether each of what a caption asks for is there; a score). found: objects of a
+  picture, or of every frame of a clip."""
+  moves = "motion" in spec
+  said = [f"{text}: {'yes' if holds else 'no'}" for text, holds in elements(spec, found)]
+  told, right, soft = (moving, scenes.clip.check, scenes.clip.soft) if moves else (pictured, scenes.check, scenes.soft)
+  return ". ".join([told(found), *said]), 5 if right(spec, found) else min(4, round(1 + 4 * soft(spec, found)))
+
+
+# --- words for it ----------------------------------------------------------------------------------------------------
+
+
+def pictured(objects: list) -> str:
+  """What a picture shows, whether it has a known shape or not, from left to right with places."""
+  there = sorted(objects[:NAMED], key=lambda thing: thing["x"])
+  place = lambda thing: " ".join(name for name in ("top", "bottom", "left", "right") if within(thing, name)) or "middle"
+  return " and ".join(f"{named(thing['color'], thing['shape'])} {place(thing)}" for thing in there) or "nothing"
+
+
+def moving(frames: list) -> str:
+  """What a clip shows most of the time, colour by colour, and how it moves, where it goes straight in one direction."""
+  said = [moved(color, frames) for color in sorted({thing["color"] for objects in frames for thing in objects})]
+  return " and ".join([*filter(None, said)][:NAMED]) or "nothing"
+
+
+def moved(color: str, frames: list) -> str:
+  """The same of one colour; "" where it is not there so often."""
+  for shape, by in (*((shape, ("shape", "color")) for shape in scenes.SHAPES), (JUNK, ("color",))):
+    ways = {f" moving {d} {s}": verdict({"class": shape, "color": color, "direction": d, "speed": s}, frames, by)
+            for d in DIRECTIONS for s in SPEEDS}
+    if all(parts[0] >= 1 for parts in ways.values()):
+      return named(color, shape) + next((way for way, parts in ways.items() if min(parts) >= 1), "")
+  return ""
+
+
+def named(color: str, shape: str) -> str:
+  noun = " ".join(filter(None, (color, "object" if shape == JUNK else shape)))
+  return f"a{'n' * (noun[0] in 'aeiou')} {noun}"
+
+
+def elements(spec: dict, found: list) -> list:
+  """[(one of what a caption asks for, whether the detector finds it)]."""
+  if "motion" in spec:
+    words = [(named(thing["color"], thing["class"]), way := f"moving {thing['direction']}", f"{way} {thing['speed']}")
+             for thing in spec["motion"]]
+    return [(text, part >= 1) for texts, parts in zip(words, scenes.clip.verdicts(spec, found), strict=True)
+            for text, part in zip(texts, parts, strict=True)]
   limits = {clause["class"]: clause["count"] for clause in spec["exclude"]}
-  said = []
-  for clause, parts in zip(spec["include"], verdicts(spec, found), strict=True):
-    holds = min(parts) >= 1 and len(members(clause, found)) < limits.get(clause["class"], np.inf)
-    said.append(f"{element(clause, spec['include'])}: {'yes' if holds else 'no'}")
-  return ". ".join(said), 5 if scenes.check(spec, found) else min(4, round(1 + 4 * scenes.soft(spec, found)))
+  return [(element(clause, spec["include"]),
+           min(parts) >= 1 and len(members(clause, found)) < limits.get(clause["class"], np.inf))
+          for clause, parts in zip(spec["include"], verdicts(spec, found), strict=True)]
 
 
 def element(clause: dict, include: list) -> str:
-  """What a clause asks for: "two red squares", "a square top left", "a square above a red circle"."""
-  noun = " ".join(word for word in (clause.get("color"), clause["class"]) if word)
-  one = f"a{'n' * (noun[0] in 'aeiou')} {noun}"
-  words = [one if clause["count"] == 1 else f"{NUMBERS[clause['count']]} {noun}s", clause.get("place", "")]
+  """What a clause asks for: "two red squares", "a square top left", "a red square above a circle". The colour of that
+  circle is what its own clause asks for."""
+  color, shape, count = clause.get("color", ""), clause["class"], clause["count"]
+  words = [named(color, shape) if count == 1 else f"{NUMBERS[count]} {color} {shape}s", clause.get("place", "")]
   if "position" in clause:
     relation, target = clause["position"]
-    words += [relation, element(include[target], include)]
-  return " ".join(word for word in words if word)
+    words += [relation, named("", include[target]["class"])]
+  return " ".join(" ".join(words).split())

@@ -1,12 +1,15 @@
 """UnifiedReward (2503.05236) in Scenes: a judge of everything makes the pairs from which everything learns.
 
   python -m align.main --config=configs/recipes/unified_reward.py --workdir=runs/unified_reward
+  python -m align.main --config=configs/recipes/unified_reward.py:clip --workdir=runs/unified_reward_clip
 
-One small judge learns from pictures, clips and answers, in pairs and in scores, and from 600 prompts whose pictures by
-the generator itself are labelled by the exact detector, in the place of people. It then builds preference data for
-other prompts, and DPO learns from them; prompts, of combinations that no training caption has, and the detector say
-what came of it. Pairs are made in four ways (rewards/judging/sift.py) at 20 answers of the judge a prompt, and learned
-from in as many updates:
+One small judge learns from pictures, clips and answers, in pairs and in scores: from the generators' own pictures and
+clips, labelled by the exact detector in the place of people, and from answers about renders. It then builds preference
+data for other prompts, and DPO learns from them; prompts, of combinations that no training caption has, and the
+detector say what came of it. The first command is about pictures and answers, the second about clips, with the same
+judge; both are a run each of configs/sweeps/unified_reward.py, which trains it once. Pairs of pictures are made in
+four ways (rewards/judging/sift.py) at 20 answers of the judge a prompt, and learned from in as many updates; pairs of
+clips in the first:
 
   two_stage  10 pictures, 5 comparisons of neighbours in both orders, 10 scores; the best of the winners against the
              worst of the losers, dropped unless better
@@ -17,91 +20,96 @@ from in as many updates:
 `control` is supervised training of the same compute, in passes of the network on one sample: updates (a pair takes 8,
 with the reference), and sampling as for the way that samples most. Passes of the judge are not counted. `talker` is a
 network that has learned to answer for a while: of 10 answers at temperature 0.7 to questions about other scenes the
-judge makes pairs in two stages, from which `answerer` learns, and both are examined (`asked`, `asked_again`). Clips are
-one more entry of GENERATORS.
+judge makes pairs in two stages, from which `answerer` learns, and both are examined (`asked`, `asked_again`).
 
-The judge reads 32 x 32 pixels, and the generator makes 16 x 16: it sees them enlarged (`side`), as in its training.
+The judge reads 32 x 32 pixels, and the generators make 16 x 16: it sees them enlarged (`side`), as in its training.
 
-Hardware: two CPU cores. By estimate, from seconds of a core: .01 to sample a picture, .014 to .016 for a score, .019
-to .024 for an answer about a pair, so five minutes of one core for the pictures' pairs, and under twenty for a seed;
-half an hour for the judge, once. It was not run whole yet. What is known, of 600 pictures of the base for 60 training
-prompts (which may be among the labelled ones), 63 % of them right: a judge of rendered scenes alone
-(configs/judge_scenes.py, right about 88 % of their scores) cannot rank them, AUC .52, .55 within a prompt, and 9 of 10
-comparisons change with the order. After 1,500 updates from a joint judge on 1,273 labelled pairs, which were better
-and worse ones only, scores had AUC .58, .61 within a prompt (two .76, attribution .68, position .59), and of the pairs
-of `point` .50 were better, .41 equal and .09 worse, of random pairs .15, .65 and .20. Comparisons were still
-undecided, since that judge wrote one better and one worse score whatever it saw; since then equal pictures are among
-the labels (datasets/scenes_labels.py), and most of these are renders that differ in little. After 2,500 updates of 32
-on such alone (four fifths renders, lr 1e-3, about 34 minutes of a core beside other work), of what captions ask for
-the judge sees 95 of 96 things that are there and 39 of 65 that are not, on other renders; of the generator's pictures
-it still says "yes" too often: .127 of comparisons between different ones are decided, of these .938 rightly, and scores
-have AUC .56. More updates have not been tried.
+Hardware: two CPU cores. By estimate, from seconds of a core: .01 to sample a picture, .045 a clip, a pass of their
+networks .0014 and .005, .02 for what the judge writes of a picture, .03 of two, .03 and .05 of clips: half an hour for
+the judge, once, after ten minutes for its labels; under twenty-five for a seed of pictures and answers, fourteen of
+clips, of which compiling takes two. It was not run whole yet.
+
+An earlier judge learned from 1,273 pairs of 600 prompts, beside four times as many questions about renders, and wrote
+only whether what is asked for is there: after 2,500 updates of 32 it saw 95 of 96 things that are there and 39 of 65
+that are not, on other renders; of 600 pictures of the base, 63 % of them right, its scores had AUC .56, and .127 of the
+comparisons between different ones were decided, .938 of these rightly. So there are four times as many prompts now,
+mostly the generator's own pictures, and the judge first writes all that it sees in one, and where
+(datasets/scenes_labels.py). Of 60 prompts, with renders, scores of 5 are .50 of the labels, 4 .19, 3 .22 and less .09;
+of pairs the first is better in .35, equally good in .28, worse in .37; of 20 prompts of clips 5 are .42, 4 .20, 2 .35,
+and of pairs .39, .25, .35. What such a judge sees has not been measured yet.
 """
 import ml_collections
 
 from configs import common, judge_scenes
 
-CALLS, SAMPLES = 20, 20          # answers of the judge, and candidates, of a prompt
-WAYS = ("two_stage", "point", "pair", "random")
-UPDATES, BATCH, PAIR = 220, 24, 8
-TRAIN, CONTROL = 3, 48           # passes of a sample that is learned from, and the control's batch
-LABELLED, PROMPTS = 600, 240
-LEARNED, SHARE = 4000, 0.6       # updates of the judge, and the share of labelled pictures in them,
-RENDERED = 0.8                   # of which this share is renders
-JUDGE = {"name": "unified", "model": "@judge", "dtype": "float32", "side": 32, "at_once": 80, "length": 80}
+CALLS, WAYS = 20, ("two_stage", "point", "pair", "random")  # answers of the judge to a prompt, and ways to make pairs
+BATCH, PAIR, TRAIN = 24, 8, 3    # pairs of an update, passes of a pair, and of a sample that is learned from
+LEARNED, COLUMNS, LENGTHS = 6000, (66, 108, 144), (40, 80, 128)  # the judge's updates, and sizes of what it learns from
+RENDERED = 0.3                   # share of renders among labelled pictures
+JUDGE = {"name": "unified", "model": "@judge", "dtype": "float32", "side": 32, "at_once": 80, "length": LENGTHS[-1]}
 ASKED = ("list", "caption", "count", "side")
 TALKED, ANSWER = 300, (36, 24)   # updates of the answerer's base, columns of its questions and tokens of its answers
-GENERATORS = {                   # what is aligned: its policy, its prompts, the questions about it, the truth
+GENERATORS = {  # what is aligned. labels: the stage of the judge's, its prompts, and its share of what the judge learns
+                # from; control: its batch; held: prompts of the verdict, and how often each is sampled
   "image": {
-    "policy": common.SCENES, "start": "scenes", "steps": 8, "media": {"name": "scenes", "count": 20_000},
-    "prompts": {"name": "scenes_prompts"}, "questions": ("scenes_image_pair", "scenes_image_point"),
-    "truth": common.REWARD,
+    "policy": common.SCENES, "start": "scenes", "data": {}, "questions": ("scenes_image_pair", "scenes_image_point"),
+    "labels": ("labels", 2400, 0.65), "rendered": RENDERED, "ways": WAYS, "prompts": 240, "samples": 20, "updates": 220,
+    "control": 48, "held": (common.held_out(480), 4),
+  },
+  "clip": {
+    "policy": common.CLIPS, "start": "clips", "data": common.MOVING,
+    "questions": ("scenes_video_pair", "scenes_video_point"),
+    "labels": ("clip_labels", 480, 0.2), "rendered": 0.0, "ways": WAYS[:1], "prompts": 160, "samples": 10,
+    "updates": 150, "control": 32, "held": (common.held_out_clips(480), 2),
   },
 }
 
 
-def judges(kind: str, ways: tuple, **more) -> dict:
-  """Pairs of one kind of media, or of answers, by the judge; more: what is collected from whom."""
-  pair, point = GENERATORS[kind]["questions"] if kind in GENERATORS else ("scenes_image_answers", "scenes_image_answer")
-  truth = {"truth": GENERATORS[kind]["truth"], "audit": "truth/exact"} if kind in GENERATORS else {
-    "truth": {"name": "verdict", "model": judge_scenes.MODEL}, "audit": "truth/accuracy"}
-  judge = JUDGE if kind in GENERATORS else {**JUDGE, "answers": judge_scenes.MODEL}
-  return {"task": "collect", "ways": ways, "score": "points/total", "rank": "rank/total", "audit": truth["audit"],
-          "rewards": {"points": {**judge, "question": point}, "truth": truth["truth"],
+def prompts(kind: str, count: int, seed: int) -> dict:
+  return {"name": "scenes_prompts", "split": "train", "count": count, "seed": seed, **GENERATORS[kind]["data"]}
+
+
+def judges(questions: tuple, ways: tuple, truth: dict, part: str, judge: dict = JUDGE, **more) -> dict:
+  """Pairs by the judge, asked these questions about two and about one; more: what is collected from whom."""
+  pair, point = questions
+  return {"task": "collect", "ways": ways, "score": "points/total", "rank": "rank/total", "audit": f"truth/{part}",
+          "rewards": {"points": {**judge, "question": point}, "truth": truth,
                       "rank": {**judge, "question": pair, "scheme": "adjacent"}}, **more}
 
 
 def judge() -> dict:
-  """The joint judge, shared by all seeds, with what it learns from besides rendered scenes."""
-  tasks = tuple(task for names, *_ in judge_scenes.TASKS.values() for task in names)
-  columns = max(columns for _, columns, _ in judge_scenes.TASKS.values())
-  learned = judge_scenes.learned(LEARNED, tasks, judge_scenes.LR, columns, JUDGE["length"], batch=16, seed=0)
-  scenes = {**learned["data"], "count": judge_scenes.LABELS * len(judge_scenes.TASKS), "seed": 1}
-  return {
-    "labels": {"task": "collect", "model": "scenes", "samples": 10, "pairs": 5, "batch": 200, "seed": 0,
-               "data": {"name": "scenes_prompts", "split": "train", "count": LABELLED, "seed": 1},
-               "rewards": {"scenes": common.REWARD}, "score": "scenes/total"},
-    "judge": {**learned, "data": {"name": "scenes_labels", "path": "@labels/pairs", "data": scenes, "share": SHARE,
-                                 "rendered": RENDERED, "count": 65_536}},
-  }
+  """The joint judge, shared by all seeds, with the labels that it learns from."""
+  tasks = tuple(task for name in ("image_understanding", "video_understanding") for task in judge_scenes.TASKS[name][0])
+  learned = judge_scenes.learned(LEARNED, tasks, judge_scenes.LR, COLUMNS[-1], LENGTHS[-1], batch=16, seed=0, alike=32)
+  runs, data = {}, {**learned["data"], "seed": 1}
+  for kind, spec in GENERATORS.items():
+    name, count, share = spec["labels"]
+    runs[name] = {"task": "collect", "model": spec["start"], "samples": 10, "pairs": 5, "batch": 200, "seed": 100,
+                  "data": prompts(kind, count, seed=1), "rewards": {"scenes": common.REWARD}, "score": "scenes/total"}
+    data = {"name": "scenes_labels", "path": f"@{name}/pairs", "data": data, "share": share,
+            "rendered": spec["rendered"], "count": 131_072}
+  return {**runs, "judge": {**learned, "data": data,
+                            "policy": {**learned["policy"], "columns": COLUMNS, "length": LENGTHS}}}
 
 
-def generator(kind: str) -> tuple[dict, dict]:
-  """(the runs that align one kind of generator, {arm: what is evaluated})."""
-  spec, prefix = GENERATORS[kind], "" if kind == "image" else f"{kind}_"
+def generator(kind: str) -> dict:
+  """The runs that align one kind of generator, and their verdict."""
+  spec = GENERATORS[kind]
+  (held, samples), steps = spec["held"], spec["policy"]["steps"]
   plain = {"task": "train", "policy": spec["policy"], "start": {"policy": spec["start"]}, "log_every": 10,
            "optim": {"name": "adamw", "lr": 3e-4, "decay": "linear"}}
-  passes = UPDATES * BATCH * PAIR + PROMPTS * SAMPLES * (spec["steps"] + 1)
-  runs = {f"{prefix}pairs": judges(kind, WAYS, model=spec["start"], samples=SAMPLES, calls=CALLS, batch=10 * SAMPLES,
-                                   data={**spec["prompts"], "split": "train", "count": PROMPTS, "seed": 2})}
-  for way in WAYS:
-    runs[f"{prefix}{way}"] = {**plain, "steps": UPDATES, "batch": BATCH,
-                              "data": {"name": "pairs", "path": f"@{prefix}pairs/pairs/{way}"},
-                              "algorithm": {"name": "dpo", "beta": 1000.0, "ema": 0.99}}
-  runs[f"{prefix}control"] = {**plain, "steps": passes // (CONTROL * TRAIN), "batch": CONTROL, "drop": 0.1,
-                              "data": {**spec["media"], "split": "train"}, "algorithm": {"name": "sft", "ema": 0.99}}
-  arms = {"base": spec["start"], **{name.removeprefix(prefix): f"@{name}" for name in runs if "pairs" not in name}}
-  return runs, arms
+  passes = spec["updates"] * BATCH * PAIR + spec["prompts"] * spec["samples"] * (steps + 1)
+  arms = {way: {**plain, "steps": spec["updates"], "batch": BATCH,
+                "data": {"name": "pairs", "path": f"@pairs/pairs/{way}"},
+                "algorithm": {"name": "dpo", "beta": 1000.0, "ema": 0.99}} for way in spec["ways"]}
+  arms["control"] = {**plain, "steps": passes // (spec["control"] * TRAIN), "batch": spec["control"], "drop": 0.1,
+                     "data": {"name": "scenes", "split": "train", "count": 20_000, **spec["data"]},
+                     "algorithm": {"name": "sft", "ema": 0.99}}
+  places = {"base": spec["start"], **{name: f"@{name}" for name in arms}}
+  return {
+    "pairs": judges(spec["questions"], spec["ways"], common.REWARD, "exact", model=spec["start"], calls=CALLS,
+                    samples=spec["samples"], batch=200, data=prompts(kind, spec["prompts"], seed=2)),
+    **arms, "evaluate": {**common.verdict(places, samples, primary="two_stage", baseline="base"), "data": held}}
 
 
 def answerer() -> dict:
@@ -109,10 +117,13 @@ def answerer() -> dict:
   talker = judge_scenes.learned(TALKED, ASKED, judge_scenes.LR, *ANSWER, batch=16, data={"seed": 40_000}, seed=0)
   questions = {**judge_scenes.WORLD, "tasks": ASKED}
   exam = {"task": "examine", "data": {**questions, "split": "test", "count": 800, "seed": judge_scenes.HELD}, "seed": 0}
+  told = {"judge": {**JUDGE, "answers": judge_scenes.MODEL}, "model": "@talker",
+          "policy": {**talker["policy"], "temperature": 0.7}, "samples": 10, "batch": 80}
   return {
     "talker": {**talker, "start": {"policy": judge_scenes.MODEL}},
-    "answers": judges("answer", ("two_stage",), model="@talker", policy={**talker["policy"], "temperature": 0.7},
-                      data={**questions, "count": 360, "seed": 30_000}, samples=10, batch=80),
+    "answers": judges(("scenes_image_answers", "scenes_image_answer"), ("two_stage",),
+                      {"name": "verdict", "model": judge_scenes.MODEL}, "accuracy",
+                      data={**questions, "count": 360, "seed": 30_000}, **told),
     "answerer": {"task": "train", "steps": 120, "batch": 16, "policy": talker["policy"], "log_every": 10,
                  "start": {"policy": "@talker"}, "data": {"name": "pairs", "path": "@answers/pairs/two_stage"},
                  "algorithm": {"name": "dpo", "beta": 0.1}, "optim": {"name": "adamw", "lr": 1e-4, "decay": "linear"}},
@@ -120,8 +131,9 @@ def answerer() -> dict:
   }
 
 
-def get_config():
-  runs, arms = generator("image")
-  evaluate = {**common.verdict(arms, primary="two_stage", baseline="base"), "data": common.held_out(480)}
-  return ml_collections.ConfigDict({"task": "pipeline", "title": "UnifiedReward", "seed": 0,
-                                    "runs": {**judge(), **runs, **answerer(), "evaluate": evaluate}})
+def get_config(kind: str = "image"):
+  if kind not in GENERATORS:
+    raise ValueError(f"config unified_reward: {kind!r} is not one of {', '.join(GENERATORS)}; choose one of them")
+  runs = {**judge(), **generator(kind), **(answerer() if kind == "image" else {})}
+  title = "UnifiedReward" if kind == "image" else f"UnifiedReward, {kind}s"
+  return ml_collections.ConfigDict({"task": "pipeline", "title": title, "seed": 0, "runs": runs})
