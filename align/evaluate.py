@@ -249,6 +249,7 @@ def evaluate(workdir: str, *, arms: dict, data: dict, rewards: dict, success: st
   """Compares arms {name: model folder or workdir} on held-out prompts and writes results.json and report.html.
 
   Args:
+    arms: {"model": folder or workdir, "steps": its own} for one that is sampled in other steps than the rest.
     rewards: {name: component}. models: {name: workdir of a trained one}. success: "name/part", above 0.5 is correct.
     steps: sampling steps, None for the policy's own. diversity: a component of rewards/diversity.py.
     primary: the arm that is compared with all others. baseline: the arm whose diversity it is measured against. Both
@@ -256,15 +257,15 @@ def evaluate(workdir: str, *, arms: dict, data: dict, rewards: dict, success: st
     mesh: of the devices that sample and judge, as in training.
     targets: {"gain over ARM" or "diversity ratio": at least}. curves: {arm: workdir} whose curves are drawn.
   """
-  arms, mesh = arranged(arms, primary, baseline), shard.mesh(**(mesh or {}))
+  arms, mesh = spelled(arranged(arms, primary, baseline), steps), shard.mesh(**(mesh or {}))
   source, judges = build.build("align.datasets", data), load_rewards(rewards, models, seed, mesh)
   spread = build.build("rewards.diversity", diversity).measure if diversity else None
   outcomes, seconds, made = {}, {}, {}
-  for name, model in arms.items():
+  for name, (model, count) in arms.items():
     began = time.monotonic()
     with build.blame(f"config.arms.{name}"):
       policy, view = opened(model, mesh, made)
-    images, records = sample_all(policy, view, source, samples=samples, batch=batch, seed=seed, steps=steps, mesh=mesh,
+    images, records = sample_all(policy, view, source, samples=samples, batch=batch, seed=seed, steps=count, mesh=mesh,
                                  title=name)
     values = judge(judges, images, records, batch=batch, seed=seed, mesh=mesh)
     if success not in values:
@@ -276,7 +277,7 @@ def evaluate(workdir: str, *, arms: dict, data: dict, rewards: dict, success: st
   results.update(title=title, targets=judged(results, targets or {}), evaluation_seconds=seconds,
                  scores=means(outcomes), versions=versions())
   results["curves"] = curves or {}
-  results["alarms"] = {name: found for name, model in arms.items() if (found := health.read(model))}
+  results["alarms"] = {name: found for name, (model, _) in arms.items() if (found := health.read(model))}
   store_samples(Path(workdir), outcomes, success)
   publish(Path(workdir), Path(workdir), results, {})
   return results
@@ -296,7 +297,7 @@ def opened(model: str, mesh, made: dict, options: dict = None) -> tuple:
 
 def check(config: dict) -> None:
   """Refuses what cannot be before anything is sampled."""
-  arms = arranged(config["arms"], config["primary"], config["baseline"])
+  arms = spelled(arranged(config["arms"], config["primary"], config["baseline"]), config["steps"])
   for spec in config["rewards"].values():
     build.build("rewards", spec)
   if config["success"].split("/")[0] not in config["rewards"]:
@@ -325,6 +326,18 @@ def arranged(arms: dict, primary: str | None, baseline: str | None) -> dict:
     raise build.UserError(f"config.primary and config.baseline are both {primary!r}; compare two different arms")
   place = {baseline: 0, primary: 2}
   return dict(sorted(arms.items(), key=lambda item: place.get(item[0], 1)))
+
+
+def spelled(arms: dict, steps: int | None) -> dict:
+  """{name: (folder, sampling steps or None for the policy's own)} of arms. UserError for one that is neither form."""
+  out = {}
+  for name, arm in arms.items():
+    whole = {"model": arm, "steps": steps} if isinstance(arm, str) else arm
+    if not isinstance(whole, dict) or set(whole) != {"model", "steps"}:
+      raise build.UserError(f"config.arms.{name} = {arm!r} must be a folder, or one with steps of its own, "
+                            "{'model': folder, 'steps': number}; correct it")
+    out[name] = whole["model"], whole["steps"]
+  return out
 
 
 def publish(samples: Path, workdir: Path, results: dict, config: dict):

@@ -109,8 +109,8 @@ def make(rewards: dict, weights: dict | None = None, choose: str = "uniform", co
 
   def score(view, batch, media, keys):
     shown = jnp.moveaxis(chosen(media, known, choose, count), 1, 0)
-    one = lambda frame: part.score(view, batch, frame, keys)
-    found = stacked([one(np.asarray(frame)) for frame in shown]) if part.where == "host" else jax.lax.map(one, shown)
+    shown = list(np.asarray(shown) if part.where == "host" else shown)  # no scan: its convolutions are slow on CPUs
+    found = stacked([part.score(view, batch, frame, keys) for frame in shown])
     share = jnp.asarray(decay) ** jnp.arange(len(shown))
     pooled = lambda v: v.min(0) if pool == "min" else (share / share.sum()) @ v
     return Scores(pooled(found.total), {name: pooled(v) for name, v in found.parts.items()}, found.valid.all(0))

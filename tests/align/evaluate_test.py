@@ -97,3 +97,25 @@ def test_parts_of_a_mixture_come_from_workdirs_of_their_own(tmp_path):
     evaluate.load_rewards({"both": spec}, {"both/c": here}, 0, shard.mesh())
   with pytest.raises(UserError, match="config.models.other/a names no reward; the rewards are both; rename it"):
     evaluate.load_rewards({"both": spec}, {"other/a": here}, 0, shard.mesh())
+
+
+def test_an_arm_may_have_steps_of_its_own(tmp_path):
+  made = build.build("align.policies", "toy:policy")
+  view = jax.tree.map(lambda a: 2 * a, jax.jit(made.init)(jax.random.key(0)))
+  model = str(folder.save(tmp_path / "model", "policy", {"name": "toy:policy"}, view))
+  spec = {"data": {"name": "toy:data", "media": False, "count": 3}, "rewards": {"toy": {"name": "toy:reward"}},
+          "success": "toy/bright", "samples": 2, "batch": 6, "primary": "two", "baseline": "own"}
+  arms = {"own": model, "two": {"model": model, "steps": 2}, "five": {"model": model, "steps": 5}}
+  evaluate.evaluate(str(tmp_path / "mixed"), arms=arms, **spec)
+  evaluate.evaluate(str(tmp_path / "two"), arms={"own": {"model": model, "steps": 1}, "two": model}, steps=2, **spec)
+  images = lambda run, arm: np.load(tmp_path / run / f"samples_{arm}.npz")["images"].astype(int)
+  np.testing.assert_array_equal(images("mixed", "two"), images("two", "two"))
+  np.testing.assert_array_equal(images("mixed", "own"), images("mixed", "five"))  # which is this policy's own number
+  assert min(np.abs(images("mixed", "two") - other).max()
+             for other in (images("mixed", "own"), images("two", "own"))) > 1
+
+
+@pytest.mark.parametrize("arm", [3, {"model": "here"}, {"model": "here", "step": 2}])
+def test_an_arm_of_another_form_is_refused(arm):
+  with pytest.raises(UserError, match="config.arms.two = .* must be a folder, or one with steps of its own"):
+    evaluate.spelled({"two": arm}, 8)

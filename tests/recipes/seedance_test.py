@@ -1,10 +1,15 @@
-"""Seedance's recipe: arms of equal cost, one composite for all, and a reduced run from end to end."""
+"""Seedance's recipe: arms of equal cost, one composite for all, a refiner that begins as the base, and reduced runs of
+both pipelines from end to end."""
 import json
 
+import numpy as np
 import pytest
 from commands import ROOT, command
 
+from align import assemble, build, tree
+from align.datasets import samples
 from configs.recipes import seedance
+from diffusion import folder
 
 
 def passes(run: dict) -> int:
@@ -14,7 +19,8 @@ def passes(run: dict) -> int:
   if kind in ("grpo", "ppo"):  # chains and their scores; every kept decision once, of PPO all that have noise
     learned = samples * 3 * (method["size"] if kind == "grpo" else steps - 1)
     return run["steps"] // method["updates"] * (samples * (steps + 1) + learned)
-  each = {"refl": lambda: steps + 3 + 4, "dpo": lambda: 2 * (3 + 1), "sft": lambda: 3}[kind]()
+  each = {"refl": lambda: steps + 3 + 4, "dpo": lambda: 2 * (3 + 1), "sft": lambda: 3, "distill": lambda: 1 + 1 + 3}
+  each = each[kind]()
   return run["steps"] * samples * each
 
 
@@ -45,6 +51,61 @@ def test_a_second_round_differs_from_a_longer_first_one_in_one_reward_alone():
   assert runs["content_2"]["data"]["path"].startswith("@labels/") and runs["labels"]["model"] == "@maximised"
 
 
+REFINERS = pytest.mark.parametrize("part, few", [("refiner", 2), ("refiner_1", 1)])
+
+
+def runs_of(part: str) -> dict:
+  return seedance.get_config(part).to_dict()["runs"]
+
+
+@REFINERS
+def test_the_refiner_s_control_costs_what_distillation_and_feedback_do(part, few):
+  runs = runs_of(part)
+  short, longer = runs[f"refined_{few}"], runs[f"refined_{few}_control"]
+  spent = passes(short) + passes(runs[f"refined_{few}_rlhf"])
+  assert 0.98 < passes(longer) / spent <= 1
+  assert longer.pop("steps") > short.pop("steps") and longer == short
+
+
+@REFINERS
+def test_the_refiner_is_judged_by_the_composite_at_its_own_resolution(part, few):
+  runs, small = runs_of(part), runs_of("base")
+  fine, coarse = runs[f"refined_{few}_rlhf"]["reward"], small["maximised"]["reward"]
+  sides = {run["data"]["size"] for run in runs.values() if "size" in run.get("data", {})}
+  assert sides == {runs["refined_8"]["policy"]["size"]} == {32}
+  for name in fine["rewards"]:
+    assert runs[name]["reward"] == fine["rewards"][name] and small[name]["reward"] == coarse["rewards"][name]
+  assert {**fine, "rewards": 0} == {**coarse, "rewards": 0} and set(fine["rewards"]) == set(coarse["rewards"])
+
+
+@REFINERS
+def test_few_steps_are_those_that_it_learns_feedback_and_is_sampled_in(part, few):
+  runs = runs_of(part)
+  own = {runs[f"refined_{few}{more}"]["policy"]["steps"] for more in ("", "_rlhf", "_control")}
+  distilled, fed = runs[f"refined_{few}"]["algorithm"], runs[f"refined_{few}_rlhf"]["algorithm"]
+  arms = runs["evaluate"]["arms"]
+  assert {*own, distilled["segments"], fed["steps"], arms[f"undistilled_{few}"]["steps"]} == {few}
+  assert distilled["steps"] == runs["refined_8"]["policy"]["steps"] == 8 and runs["evaluate"].get("steps") is None
+  assert set(arms) == {"base", f"undistilled_{few}", *(name for name in runs if name.startswith("refined_"))}
+
+
+def test_the_refiner_begins_as_the_base_that_does_not_look_at_what_it_enlarges():
+  run = build.resolve(seedance.get_config("refiner"))["runs"]["refined_8"]
+  made, where = assemble.prospect({k: v for k, v in run.items() if k != "task"})
+  found = assemble.load_start(where.shapes, run["start"], where.shardings, made.policy.low[-1])
+  base = {f"base/{name}": leaf for name, leaf in tree.flatten(folder.load("clips")).items()}
+  stem = "base/net/stem/kernel"  # inputs: (frame before, this, after), each with (what is denoised, the low resolution)
+  looked = found.pop(stem).reshape(3, 3, 3, 2, 3, -1)
+  assert found.keys() == base.keys() - {stem} == tree.flatten({"base": where.shapes["base"]}).keys() - {stem}
+  np.testing.assert_array_equal(looked[..., 0, :, :].reshape(base[stem].shape), base[stem])
+  assert not looked[..., 1, :, :].any() and all((found[name] == base[name]).all() for name in found)
+
+
+def test_a_pipeline_that_there_is_not_is_refused():
+  with pytest.raises(ValueError, match="how = 'refine': 'refine' is not one of base, refiner, refiner_1; choose"):
+    seedance.get_config("refine")
+
+
 FEEDBACK = ("maximised", "second", "longer")
 SMALL = (
   *(f"--config.runs.{name}.steps=2" for name in ("seen", "content", "motion", "looks", "content_2", *FEEDBACK, "dpo",
@@ -72,5 +133,35 @@ def test_a_reduced_run_from_end_to_end(tmp_path):
   assert set(results["arms"]) == {"base", "maximised", "second", "longer", "dpo", "ppo", "grpo", "control"}
   assert {"scenes/shape", "scenes/color", "scenes/motion"} <= set(results["scores"]["maximised"])
   assert (tmp_path / "w/report.html").read_text().count("data:image") >= 6
+  code, said = command(*line, where=tmp_path)
+  assert code == 0 and "[1/" not in said, said
+
+
+REFINED = ("refined_8", "refined_2", "refined_2_control", "refined_2_rlhf")
+FINE = (
+  *(f"--config.runs.{name}.steps=2" for name in ("seen", "content", "motion", "looks", *REFINED)),
+  *(f"--config.runs.{name}.optim.warmup_steps=0" for name in ("seen", "content", "motion", "looks", "refined_8")),
+  *(f"--config.runs.{name}.batch=2" for name in ("content", "motion", "looks", *REFINED)),
+  "--config.runs.refined_2_rlhf.calibrate=4", "--config.runs.low.data.count=4", "--config.runs.held.data.count=6",
+  *(f"--config.runs.{name}.batch={size}" for name, size in (("seen", 4), ("low", 4), ("held", 6), ("evaluate", 6))))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_reduced_run_of_the_refiner_from_end_to_end(tmp_path):
+  """All arms enlarge the same clips, those of the arm `base`; the same command does nothing again."""
+  print("at a reduced size:", *FINE)
+  line = ("align.main", f"--config={ROOT}/configs/recipes/seedance.py:refiner", "--workdir=w", *FINE)
+  code, said = command(*line, where=tmp_path)
+  assert code == 0 and "Traceback" not in said, said
+  results = json.loads((tmp_path / "w/results.json").read_text())
+  assert set(results["arms"]) == {"base", "undistilled_2", *REFINED} and results["primary"] == "refined_2_rlhf"
+  assert (tmp_path / "w/report.html").read_text().count("data:image") >= 6
+  images = {arm: np.load(tmp_path / f"w/evaluate/samples_{arm}.npz")["images"].astype(int) for arm in results["arms"]}
+  low = samples.make(str(tmp_path / "w/held/samples"), "low")
+  shown = np.stack([low.record(i)["low"] for i in range(low.size)])[:, None]
+  np.testing.assert_allclose(images["base"], shown, atol=1)
+  assert all(images[arm].shape == (6, 1, 6, 32, 32, 3) for arm in ("undistilled_2", *REFINED))
+  assert all((images["undistilled_2"] != images[arm]).any() for arm in REFINED)
   code, said = command(*line, where=tmp_path)
   assert code == 0 and "[1/" not in said, said
