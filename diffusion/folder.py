@@ -87,9 +87,9 @@ def describe(model: str, part: str = "policy") -> dict:
 
 
 def load(model: str, part: str = "policy", like: Any = None, place: Any = None, wider: int = 0) -> Any:
-  """The weights as a nested dict; strict against the shapes in `like`.
+  """The weights as a nested dict; strict against the shapes in `like`, and in its types.
 
-  place: shardings like the parameters, onto which public weights are read shard by shard, in the types of `like`.
+  place: shardings like the parameters, onto which public weights are read shard by shard.
   wider: channels that a refiner's network may have beside those of the weights, which get zeros for them; 0 for none.
   """
   if part == "policy" and hub.is_public(model):
@@ -99,7 +99,8 @@ def load(model: str, part: str = "policy", like: Any = None, place: Any = None, 
     return {"net": reader.load(reader.open_(model), (place or {}).get("net"), kind)}
   folder = locate(model, part)
   if not of_public(folder):
-    return widened(folder / f"{part}.safetensors", like, wider)
+    tree = widened(folder / f"{part}.safetensors", like, wider)
+    return tree if like is None else jax.tree.map(lambda a, wanted: np.asarray(a, wanted.dtype), tree, like)
   opened = hub.open_(describe(model, part)["model"])
   plain = of_hub(opened, like, place)
   return plain if hub.is_public(folder) else adapters.fused(plain, folder / adapters.FILE, opened)

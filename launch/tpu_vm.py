@@ -61,6 +61,14 @@ class Failed(Exception):
     self.code = code
 
 
+class Absent(Failed):
+  """There is nothing of the name that gcloud was asked about."""
+
+
+class Refused(Failed):
+  """gcloud ended with an error, which may be a moment's."""
+
+
 def accelerator(slice_: str) -> tuple[str, str]:
   """"v5e:4x4" -> (accelerator type, image of its machines)."""
   kind, _, shape = slice_.partition(":")
@@ -107,17 +115,18 @@ class Cloud:
       raise Failed("gcloud is not installed, or not on PATH; install Google Cloud's command line, then run gcloud auth "
                    "login and gcloud config set project PROJECT") from error
     if done.returncode and fails:
-      raise Failed(f"{shlex.join(command)} failed: {done.stderr.strip() or done.stdout.strip()}")
+      said = done.stderr.strip() or done.stdout.strip()
+      raise (Absent if ABSENT in said else Refused)(f"{shlex.join(command)} failed: {said}")
     return None if done.returncode else done.stdout.strip()
 
   def insisted(self, ask: Callable) -> str:
-    """What `ask` returns, which is asked again where gcloud fails for a moment. Failed where it goes on to fail, or
-    there is nothing of this name."""
+    """What `ask` returns, which is asked again where gcloud refuses for a moment. Failed where it goes on to, or there
+    is nothing of this name."""
     for left in reversed(range(TRIES)):
       try:
         return ask()
-      except Failed as error:
-        if not left or ABSENT in str(error):
+      except Refused as error:
+        if not left:
           raise
         print(f"{error}; asked again", file=sys.stderr, flush=True)
         time.sleep(self.poll)
@@ -127,10 +136,8 @@ class Cloud:
     try:
       return self.insisted(lambda: self.call("queued-resources", "describe", self.name, "--format=value(state.state)",
                                              dry="ACTIVE"))
-    except Failed as error:
-      if ABSENT in str(error):
-        return None
-      raise
+    except Absent:
+      return None
 
   def create(self, slice_: str, spot: bool) -> None:
     kind, version = accelerator(slice_)
@@ -139,11 +146,8 @@ class Cloud:
 
   def delete(self) -> None:
     """Failed where it may still be there, and cost; that there is none is well."""
-    try:
+    with contextlib.suppress(Absent):
       self.insisted(lambda: self.call("queued-resources", "delete", self.name, "--force", "--quiet"))
-    except Failed as error:
-      if ABSENT not in str(error):
-        raise
 
   def copy(self, file: Path) -> None:
     self.call("tpu-vm", "scp", str(file), f"{self.name}:{file.name}", "--worker=all", "--quiet")

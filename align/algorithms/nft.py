@@ -44,8 +44,45 @@ def scaled_error(prediction, x0):
   return mean_elements(error ** 2) / jnp.maximum(jax.lax.stop_gradient(mean_elements(jnp.abs(error))), 1e-5)
 
 
+def implicit(a, now, old, x0, beta: float):
+  """NFT's loss [B] of advantages a in [-1, 1], before its scale, and its two errors."""
+  r = 0.5 + 0.5 * a
+  good = scaled_error((1 - beta) * old + beta * now, x0)
+  bad = scaled_error((1 + beta) * old - beta * now, x0)
+  return (r * good + (1 - r) * bad) / beta, {"good": good, "bad": bad}
+
+
+def matched(a, now, old, goal, clip: float):
+  """AWM's loss [B] of velocities [B ...], and how far its pseudo log-probability has moved."""
+  error = lambda v: mean_elements((v - goal) ** 2)
+  change = error(old) - error(now)
+  stop = ratio.outside(change, a, clip).astype(jnp.float32)
+  return ratio.clipped(change, a, clip), {"log_ratio": change, "clip_fraction": stop}
+
+
+def velocity(policy, clean, xt, t):
+  return ratio.output(policy.process, clean, xt, expand(t, xt))
+
+
 OBJECTIVES = ("nft", "awm")
 ANCHORS = ("ref", "old")
+
+
+def check(policy, reward, *, group, steps, levels, objective, anchor, updates, epochs, old_limit, **positive):
+  base.check_parts("nft", policy=policy, reward=reward)
+  base.check_diffusion("nft", policy)
+  base.check_group("nft", group)
+  base.check_choice("objective", objective, OBJECTIVES)
+  base.check_choice("anchor", anchor, ANCHORS)
+  base.check_least("updates", updates, 1, "1 is usual")
+  base.check_least("epochs", epochs, 1, "1 is usual")
+  if not 1 <= levels <= steps:
+    raise ValueError(f"levels = {levels} must be in 1 .. {steps} (steps), the levels of the sampling grid; change it")
+  for name, value in positive.items():
+    if not value > 0:
+      raise ValueError(f"{name} = {value} must be positive; beta 1, limit 5, scale 5 and clip 1e-5 are published")
+  if not 0 <= old_limit < 1:
+    raise ValueError(f"old_limit = {old_limit} must be in [0, 1): at 1 the sampler never moves; .5 is published")
 
 
 def make(policy, reward=None, *, group: int = 1, steps: int = 10, objective: str = "nft", beta: float = 1.0,
@@ -62,20 +99,8 @@ def make(policy, reward=None, *, group: int = 1, steps: int = 10, objective: str
     limit: the largest advantage, that of r = 1.
     std, ddof, delta, weights: as in grpo.
   """
-  base.check_parts("nft", policy=policy, reward=reward)
-  base.check_diffusion("nft", policy)
-  base.check_group("nft", group)
-  base.check_choice("objective", objective, OBJECTIVES)
-  base.check_choice("anchor", anchor, ANCHORS)
-  base.check_least("updates", updates, 1, "1 is usual")
-  base.check_least("epochs", epochs, 1, "1 is usual")
-  if not 1 <= levels <= steps:
-    raise ValueError(f"levels = {levels} must be in 1 .. {steps} (steps), the levels of the sampling grid; change it")
-  for name, value in (("beta", beta), ("limit", limit), ("scale", scale), ("clip", clip)):
-    if not value > 0:
-      raise ValueError(f"{name} = {value} must be positive; beta 1, limit 5, scale 5 and clip 1e-5 are published")
-  if not 0 <= old_limit < 1:
-    raise ValueError(f"old_limit = {old_limit} must be in [0, 1): at 1 the sampler never moves; .5 is published")
+  check(policy, reward, group=group, steps=steps, levels=levels, objective=objective, anchor=anchor, updates=updates,
+        epochs=epochs, old_limit=old_limit, beta=beta, limit=limit, scale=scale, clip=clip)
   advantage.group(jnp.zeros((1, 2)), mode=std, ddof=ddof)  # refuses what it does not know before any work
 
   def rollout(params, batch, keys):
@@ -101,38 +126,23 @@ def make(policy, reward=None, *, group: int = 1, steps: int = 10, objective: str
     a, s = policy.process.scales(expand(t, noise))
     return many, a * many["x0"] + s * noise, t
 
-  def implicit(a, now, old, x0):
-    """NFT's loss [B levels], and its two errors."""
-    r = 0.5 + 0.5 * a / limit
-    good = scaled_error((1 - beta) * old + beta * now, x0)
-    bad = scaled_error((1 + beta) * old - beta * now, x0)
-    return scale * (r * good + (1 - r) * bad) / beta, {"good": good, "bad": bad}
-
-  def matched(a, now, old, x0, xt, t):
-    """AWM's loss [B levels], and how far its pseudo log-probability has moved."""
-    error = lambda clean: mean_elements((velocity(clean, xt, t) - velocity(x0, xt, t)) ** 2)
-    change = error(old) - error(now)
-    stop = ratio.outside(change, a, clip).astype(jnp.float32)
-    return ratio.clipped(change, a, clip), {"log_ratio": change, "clip_fraction": stop}
-
-  def velocity(clean, xt, t):
-    return ratio.output(policy.process, clean, xt, expand(t, xt))
-
   def loss(params, batch, key):
     many, xt, t = noised(batch, key)
     predict = lambda role: policy.denoise(view(params, role), many["cond"], xt, t)
     now, old = predict("policy"), jax.lax.stop_gradient(predict("old"))
     if objective == "nft":
-      each, metrics = implicit(many["advantage"], now, old, many["x0"])
+      each, metrics = implicit(many["advantage"] / limit, now, old, many["x0"], beta)
+      each = scale * each
     else:
-      each, metrics = matched(many["advantage"], now, old, many["x0"], xt, t)
+      moved = lambda clean: velocity(policy, clean, xt, t)
+      each, metrics = matched(many["advantage"], moved(now), moved(old), moved(many["x0"]), clip)
     mean = lambda v: (v * many["weight"]).mean()
     metrics = {**{name: mean(v) for name, v in metrics.items()}, "moved": mean(mean_elements((now - old) ** 2)),
                **base.by_level("loss", each, t)}
     if not kl:
       return mean(each), metrics
     still = old if anchor == "old" else jax.lax.stop_gradient(predict("ref"))
-    far = mean(mean_elements((velocity(now, xt, t) - velocity(still, xt, t)) ** 2))
+    far = mean(mean_elements((velocity(policy, now, xt, t) - velocity(policy, still, xt, t)) ** 2))
     return mean(each) + kl * far, {**metrics, "kl": far}
 
   follow = {"old": ("policy", decay(old_rate, old_limit, old_flat), "experience"), **base.average(ema)}

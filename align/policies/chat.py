@@ -20,6 +20,8 @@ apart (config.alike) little is padded then. Processes do not know each other's l
 Stored rollouts hold the float32 pixels of every sample. Left out: clips, drawing several turns, several conversations
 packed into one row.
 """
+from typing import Callable
+
 import jax
 import numpy as np
 
@@ -32,10 +34,9 @@ from diffusion import chat, decode, vlm
 WORDS = 2  # tokens that name what a picture's token shows
 
 
-def make(model: str, question: str = None, columns: int | tuple[int, ...] = 512, length: int | tuple[int, ...] = 64,
-         temperature: float = 1.0,
-         top_p: float = 1.0, dtype: str = "float32", param_dtype: str = "float32", remat: bool | str = False,
-         states: bool = False) -> Policy:
+def make(model: str, question: str = None, columns: int | tuple[int, ...] = 512,
+         length: int | tuple[int, ...] = 64, temperature: float = 1.0, top_p: float = 1.0, dtype: str = "float32",
+         param_dtype: str = "float32", remat: bool | str = False, states: bool = False) -> Policy:
   """model: a folder in transformers' layout.
 
   Args:
@@ -62,49 +63,11 @@ def make(model: str, question: str = None, columns: int | tuple[int, ...] = 512,
   def init(key):
     return {"net": vlm.fresh(opened, key, param_dtype)}
 
-  def answers(said, more=()):
-    ids = [turns(talk, [text, *(more[i] if more else ())]) for i, text in enumerate(said)]
-    for text, one in zip(said, ids, strict=True):
-      if len(one) > length:
-        raise UserError(f"config.policy.length = {length} must be at least {len(one)}, the tokens of the answer "
-                        f"{text[:60]!r} with its end; raise it, or leave such answers out")
-    out = np.full((len(said), holding(lengths, max(map(len, ids)))), talk.pad, np.int32)
-    for i, one in enumerate(ids):
-      out[i, :len(one)] = one
-    return out
-
-  def prepare(batch):
-    if "prompt" not in batch:
-      return batch
-    out, learned = dict(batch), texts(batch, "caption") or (None if question is None else batch["prompt"])
-    for name, found in (("x", learned), ("win", texts(batch, "win")), ("lose", texts(batch, "lose"))):
-      if found is not None and not isinstance(batch.get(name), np.ndarray):
-        out[name] = answers(found, [m.get("more", ()) for m in batch.get("meta", ())] if name == "x" else ())
-      elif name in out:
-        check_answers(name, out[name], length)
-    pairs = {name: out[name] for name in ("win", "lose") if isinstance(out.get(name), np.ndarray)}  # of one size
-    most = max((ids.shape[1] for ids in pairs.values()), default=0)
-    out |= {name: np.pad(ids, ((0, 0), (0, most - ids.shape[1])), constant_values=talk.pad)
-            for name, ids in pairs.items()}
-    asked = batch["prompt"] if question is None else [question] * len(batch["prompt"])
-    seen = {}
-    with blame("config.data"):
-      talks = conversations(asked, batch.get("media"), batch.get("shown"))
-      rows = [vlm.row(opened, talk, seen=seen) for talk in talks]
-    size = holding(columns, max(len(row.ids) for row in rows))
-    with blame("config.policy.columns"):
-      one_shape = "shown" in batch and len(columns) == 1  # however many are there
-      cond = vlm.each(opened, rows, size, np.shape(batch["media"])[1] if one_shape else None)
-    metas = batch.get("meta") or [{}]
-    if all("cells" in m for m in metas):
-      cond["words"] = words(talk, rows, [m["cells"] for m in metas], size)
-    return {**out, "cond": cond}
-
   def prompt(view, given):
     return vlm.prompt(net, view["net"], given)
 
-  made = over(net, init, prepare, prompt, first=talk.pad, stop=talk.stop, pad=talk.pad, length=length,
-              temperature=temperature, top_p=top_p, states=states)
+  made = over(net, init, preparer(opened, question, columns, lengths), prompt, first=talk.pad, stop=talk.stop,
+              pad=talk.pad, length=length, temperature=temperature, top_p=top_p, states=states)
 
   def log_prob(view, cond, x, keys, t=None):
     if "words" not in cond:
@@ -115,6 +78,65 @@ def make(model: str, question: str = None, columns: int | tuple[int, ...] = 512,
     return said + decode.named(net, view["net"], hidden[:, :seen.shape[1]], cond["words"])
 
   return made._replace(log_prob=log_prob)
+
+
+def preparer(opened: vlm.Model, question: str | None, columns: tuple, lengths: tuple) -> Callable:
+  """Policy.prepare: questions behind their pictures as `cond`, and the texts of answers as their tokens."""
+  def prepare(batch):
+    if "prompt" not in batch:
+      return batch
+    learned = texts(batch, "caption") or (None if question is None else batch["prompt"])
+    asked = batch["prompt"] if question is None else [question] * len(batch["prompt"])
+    return {**batch, **answers(opened.chat, batch, learned, lengths), "cond": questions(opened, batch, asked, columns)}
+
+  return prepare
+
+
+def answers(talk: chat.Chat, batch: dict, learned: list | None, lengths: tuple) -> dict:
+  """{"x": ids [B L] of the texts to learn, "win", "lose": of pairs, of one size}, of those that there are."""
+  out = {}
+  for name, found in (("x", learned), ("win", texts(batch, "win")), ("lose", texts(batch, "lose"))):
+    if found is not None and not isinstance(batch.get(name), np.ndarray):
+      out[name] = written(talk, found, [m.get("more", ()) for m in batch.get("meta", ())] if name == "x" else (),
+                          lengths)
+    elif name in batch:
+      check_answers(name, batch[name], lengths[-1])
+      out[name] = batch[name]
+  pairs = {name: out[name] for name in ("win", "lose") if isinstance(out.get(name), np.ndarray)}
+  most = max((ids.shape[1] for ids in pairs.values()), default=0)
+  return out | {name: np.pad(ids, ((0, 0), (0, most - ids.shape[1])), constant_values=talk.pad)
+                for name, ids in pairs.items()}
+
+
+def written(talk: chat.Chat, said: list, more: list, lengths: tuple) -> np.ndarray:
+  """Ids [B L] of answers with what follows them in their conversations, L the smallest of `lengths` that holds them.
+  UserError for one that is too long."""
+  ids = [turns(talk, [text, *(more[i] if more else ())]) for i, text in enumerate(said)]
+  for text, one in zip(said, ids, strict=True):
+    if len(one) > lengths[-1]:
+      raise UserError(f"config.policy.length = {lengths[-1]} must be at least {len(one)}, the tokens of the answer "
+                      f"{text[:60]!r} with its end; raise it, or leave such answers out")
+  out = np.full((len(said), holding(lengths, max(map(len, ids)))), talk.pad, np.int32)
+  for i, one in enumerate(ids):
+    out[i, :len(one)] = one
+  return out
+
+
+def questions(opened: vlm.Model, batch: dict, asked: list, columns: tuple) -> dict:
+  """What the network reads of texts [B] behind the pictures of a batch, at the smallest of `columns` that holds them.
+  """
+  seen = {}
+  with blame("config.data"):
+    talks = conversations(asked, batch.get("media"), batch.get("shown"))
+    rows = [vlm.row(opened, talk, seen=seen) for talk in talks]
+  size = holding(columns, max(len(row.ids) for row in rows))
+  with blame("config.policy.columns"):
+    one_shape = "shown" in batch and len(columns) == 1  # however many are there
+    cond = vlm.each(opened, rows, size, np.shape(batch["media"])[1] if one_shape else None)
+  metas = batch.get("meta") or [{}]
+  if all("cells" in m for m in metas):
+    cond["words"] = words(opened.chat, rows, [m["cells"] for m in metas], size)
+  return cond
 
 
 def sizes_of(name: str, given: int | tuple) -> tuple:

@@ -20,6 +20,15 @@ def test_a_saved_part_comes_back_with_its_description(tmp_path):
   assert left == ["policy.json", "policy.safetensors"]
 
 
+def test_halves_come_back_in_the_types_of_the_network(tmp_path):
+  halves = jax.tree.map(lambda a: a.astype(np.float16), TREE)
+  folder.save(tmp_path, "policy", PARTS, halves)
+  assert folder.load(str(tmp_path))["text"]["b"].dtype == np.float16
+  found = folder.load(str(tmp_path), like=jax.eval_shape(lambda: TREE))
+  assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(np.float32)}
+  jax.tree.map(np.testing.assert_array_equal, found, TREE)
+
+
 def test_a_workdir_is_found_by_its_export_and_parts_by_name(tmp_path):
   folder.save(tmp_path / "export", "reward", PARTS, TREE)
   assert folder.locate(str(tmp_path), "reward") == tmp_path / "export" == folder.locate(tmp_path / "export", "reward")
