@@ -22,7 +22,7 @@ from align import lora as adapters
 from align.algorithms.base import sample_keys
 from align.assemble import Parts, Place, assemble, begin, begun, changing, of_model, outline, place, prospect
 from align.core import State
-from align.update import decisions_of, divides, followed, make_train_step, unrolled
+from align.update import decisions_of, divides, followed, make_train_step
 from diffusion import folder, hub, vlm
 from diffusion.convert import adapters as public_adapters
 from diffusion.mesh import batch_sharding, within
@@ -49,8 +49,7 @@ def compile_(parts: Parts, where: Place, micro: int, state: State, group: int, p
   laid = jax.tree.map(lambda a: a.sharding, state)
   program = lambda function, **options: jax.jit(within(parts.mesh, function), **options)
   policy, reward, method = parts.policy, parts.reward, parts.algorithm
-  inner = make_train_step(method.loss, parts.optimizer.tx, micro, where.trained, method.follow, method.decisions,
-                          unrolled(parts.mesh, micro))
+  inner = make_train_step(method.loss, parts.optimizer.tx, micro, where.trained, method.follow, method.decisions)
 
   def update(state, frozen, u, key_experience, key):
     return inner(state, frozen, method.draw(state.memory, u, key_experience), key)

@@ -12,15 +12,12 @@ from align import tree
 from align.core import State
 from diffusion.core import piece
 
-SHORT = 8  # pieces that a CPU may take one by one, each compiled for itself
 
-
-def make_train_step(loss, tx, micro: int = 1, trained: str = "^policy/", follow=None, decisions: bool = False,
-                    unroll: bool = False):
+def make_train_step(loss, tx, micro: int = 1, trained: str = "^policy/", follow=None, decisions: bool = False):
   """(state, frozen, batch, key) -> (state, metrics): one update, skipped inside jit when it is not finite.
 
   micro: the batch is cut into that many pieces, see `cut`; their gradients are added up in float32, so that memory does
-  not grow with their number. decisions: see core.Algorithm. unroll: pieces are no loop, see `unrolled`.
+  not grow with their number. decisions: see core.Algorithm.
   """
   follow = follow or {}
 
@@ -37,7 +34,7 @@ def make_train_step(loss, tx, micro: int = 1, trained: str = "^policy/", follow=
       seen, grads = gradients(chosen, rest, cut(batch, micro, i, decisions), key)
       return jax.tree.map(lambda t, g: t + g.astype(jnp.float32), total, grads), seen
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), chosen)
-    total, (value, out) = jax.lax.scan(add, zeros, jnp.arange(micro), unroll=unroll)
+    total, (value, out) = jax.lax.scan(add, zeros, jnp.arange(micro))
     worst = {name: worst_of(out.pop(name)) for name in ("on_policy_gap",) if name in out}
     # a metric by noise level is nan where a piece has no sample at that level
     out = {**jax.tree.map(lambda a: jnp.nanmean(a, 0), out), **worst}
@@ -56,13 +53,6 @@ def make_train_step(loss, tx, micro: int = 1, trained: str = "^policy/", follow=
            "skipped": 1.0 - good.astype(jnp.float32)}
     return State(state.step + 1, params, keep(opt, state.opt), state.memory), out
   return step
-
-
-def unrolled(mesh, micro: int) -> bool:
-  """Whether pieces are taken without a loop: on a CPU, where XLA takes twenty times as long or more for the gradient of
-  a convolution within one (github.com/jax-ml/jax/issues/12868). Many pieces would take too long to compile, and several
-  CPU devices stand for others, in plans and tests."""
-  return micro <= SHORT and mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
 
 
 def decisions_of(batch, decisions: bool) -> int:

@@ -1,5 +1,6 @@
 """configs/judge_scenes.py at a reduced size: from nothing to a judge that the command line asks."""
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,6 +67,16 @@ def test_the_sweep_asks_every_arm_about_its_own_tasks():
       assert runs["judge"]["data"]["tasks"] == runs["exam"]["data"]["tasks"]
       assert runs["judge"]["data"]["seed"] != runs["exam"]["data"]["seed"]
       assert runs["judge"]["steps"] == judge_scenes.STEPS * (4 if "longer" in arm or arm == "joint" else 1)
+
+
+def test_the_table_of_the_readme_is_that_of_the_records():
+  made, root = sweep.load("configs/sweeps/judge_scenes.py"), Path(__file__).parent.parent
+  shown = (root / "README.md").read_text()
+  rows = [line.split(" | ") for line in sweep.table(made, root / "configs/records/judge_scenes").splitlines()[2:]]
+  found = {row[0].strip("| "): [cell.strip(" |") for cell in row[2:] if "±" in cell] for row in rows}
+  of = lambda more: sum((found[f"{task}{more}"] for task in judge_scenes.TASKS), [])
+  for name, cells in (("joint", found["joint"]), ("alone", of("")), ("longer", of("_longer"))):
+    assert len(cells) == 8 and f"| {name} | {' | '.join(cells)} |" in shown, name
 
 
 @pytest.mark.slow  # every shape is compiled, three times

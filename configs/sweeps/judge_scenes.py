@@ -10,10 +10,9 @@ was tuned on these seeds.
 Hardware: two CPU cores, two and a half hours with a run on each: an update takes a core .17 seconds for pictures, .38
 for clips and the joint run, 300 questions of an examination 10 to 13 with the compiling.
 
-What came out (README, "Judges"): sharing gives every task more than as many updates of its own labels do, above all in
-scores; but the same compute spent on one task alone gives pictures and answers about them far more, and for clips and
-answers about them the two are not told apart. Pairs follow the scores that are written before them, and stay near
-chance where few of these are right.
+What came out (README, "Judges"): the same compute spent on one task alone gives pictures and answers about them far
+more than sharing does, and for clips and answers about them the two are not told apart. Against as many updates of a
+task alone, sharing is shown to help scores of pictures, of clips and of answers about pictures, and no pairs.
 """
 from configs import judge_scenes
 

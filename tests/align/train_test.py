@@ -8,7 +8,7 @@ from small import STEPS, G, batch_of, params_of, policy, reward, scores_of
 from align import optim, train, tree
 from align.algorithms import base, dense, dpo, grpo, nft, ppo, rwr
 from align.core import Rollout, State
-from align.update import cut, divides, make_train_step, unrolled, worst_of
+from align.update import cut, divides, make_train_step, worst_of
 from diffusion import folder
 
 CLASSIFIER = {"name": "classifier", "classes": 8, "size": 4, "channels": 1}
@@ -133,21 +133,6 @@ def test_the_gap_of_a_minibatch_is_that_of_its_worst_piece():
   _, out = step(State(jnp.int32(0), params, tx.init(params), ()), {}, {"x": jnp.array([0.0, 2, 1, 5])}, None)
   # the pieces are 0, 1 and 2, 5: every second sample
   assert out["on_policy_gap"] == 5 and out["error_low"] == 0.5 and out["loss"] == 2
-
-
-def test_a_cpu_takes_few_pieces_without_a_loop_to_the_same_end():
-  tx, params = optim.sgd(lr=1.0).tx, {"policy": {"w": jnp.ones((4, 4))}}
-  loss = lambda params, batch, key: (((batch["x"] @ params["policy"]["w"]) ** 2).mean(), {})
-  state, batch = State(jnp.int32(0), params, tx.init(params), ()), {"x": jax.random.normal(jax.random.key(0), (8, 4))}
-  found = {}
-  for unroll in (False, True):
-    step = jax.jit(make_train_step(loss, tx, 4, unroll=unroll))
-    assert ("while" in step.lower(state, {}, batch, None).as_text()) != unroll
-    found[unroll] = step(state, {}, batch, None)[0].params["policy"]["w"]
-  np.testing.assert_allclose(found[True], found[False], rtol=1e-6)
-  one, all_ = (jax.make_mesh((n,), ("data",), devices=jax.devices()[:n],
-                             axis_types=(jax.sharding.AxisType.Auto,)) for n in (1, len(jax.devices())))
-  assert unrolled(one, 1) and unrolled(one, 8) and not unrolled(one, 9) and not unrolled(all_, 4)
 
 
 def test_pieces_without_a_gap_count_where_all_are():
