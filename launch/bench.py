@@ -1,7 +1,8 @@
 """Speed and memory, beside a peer: the same work in one launch, alternated, as a ratio.
 
   python -m launch.bench all [--repeats=20] [--json=FILE]
-  python -m launch.bench rollout | dpo | grpo | refl | compiles | depth | remat | judge | rewards | overlap | recipes
+  python -m launch.bench rollout | dpo | grpo | refl | compiles | depth | remat | judge | rewards | overlap | convs
+  python -m launch.bench recipes
   python -m launch.bench gpu [--only=dpo_full,dpo_lora,rollout,grpo,grpo_fast,attention] [--size=sd35_medium]
     [--seconds=570]
 
@@ -16,6 +17,7 @@
   judge      a small vision-language model that compares pictures, beside transformers (launch/judging.py)
   rewards    pictures that small CLIPs, ImageReward and DINOv2 judge, beside transformers (launch/scoring.py)
   overlap    an experience whose reward is waited for, while the next chunk is sampled or in turn (launch/overlap.py)
+  convs      the gradient of a convolution in a loop over pieces, as of XLA's own and PyTorch's (launch/convs.py)
   recipes    where an experience of each recipe spends its time, and the most memory (launch/phases.py); no peer
   gpu        the same at the size of SD3.5 medium with random weights, DPO of all of it and of adapters, GRPO as
              published and as Flow-GRPO-Fast, and attention by every kernel; with the share of the chip that is used
@@ -115,7 +117,7 @@ def elsewhere(name: str) -> Callable:
 RUNS = {"rollout": lambda repeats: beside("rollout", repeats), "dpo": lambda repeats: beside("dpo", repeats),
         "grpo": lambda repeats: beside("grpo", repeats), "refl": refl_memory, "compiles": compiles, "depth": by_depth,
         "remat": elsewhere("kept"), "judge": elsewhere("judging"), "rewards": elsewhere("scoring"),
-        "overlap": elsewhere("overlap"), "recipes": elsewhere("phases")}
+        "overlap": elsewhere("overlap"), "convs": elsewhere("convs"), "recipes": elsewhere("phases")}
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion.nets.layers import Conv
 from rewards.core import Reward, Scores
 
 OUTPUTS = ("probability", "log_probability")
@@ -23,7 +24,7 @@ class Net(nn.Module):
     width = self.width
     while True:
       for _ in range(2):
-        x = nn.silu(nn.GroupNorm(num_groups=min(8, width))(nn.Conv(width, (3, 3))(x)))
+        x = nn.silu(nn.GroupNorm(num_groups=min(8, width))(Conv(width, (3, 3))(x)))
       if min(x.shape[1:3]) <= 4:
         break
       x, width = nn.avg_pool(x, (2, 2), (2, 2), "SAME"), 2 * width

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion.nets.layers import Conv
 from rewards.core import Reward, Scores
 from rewards.motion import FULL, Measures, check_clips, measure, reduced
 
@@ -26,7 +27,7 @@ class Net(nn.Module):
     b, f = maps.shape[:2]
     x = maps.reshape(-1, *maps.shape[2:])
     for _ in range(self.depth):
-      x = nn.silu(nn.GroupNorm(num_groups=1)(nn.Conv(self.width, (3, 3), (2, 2))(x)))
+      x = nn.silu(nn.GroupNorm(num_groups=1)(Conv(self.width, (3, 3), (2, 2))(x)))
     x = x.mean((1, 2)).reshape(b, f, -1)
     change = jnp.abs(x[:, 1:] - x[:, :-1]).mean(1) if f > 1 else jnp.zeros_like(x[:, 0])
     x = nn.silu(nn.Dense(4 * self.width)(jnp.concatenate([x.mean(1), change, statistics], -1)))

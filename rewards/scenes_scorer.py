@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion.nets.layers import Conv
 from rewards.core import Reward, Scores
 from rewards.scenes import world as worlds
 
@@ -33,11 +34,11 @@ class Net(nn.Module):
   @nn.compact
   def __call__(self, x):
     norm = lambda h: nn.silu(nn.GroupNorm(num_groups=8)(h))
-    x = norm(nn.Conv(self.width, (3, 3))(x))
+    x = norm(Conv(self.width, (3, 3))(x))
     while x.shape[1] > CELLS:
-      x = norm(nn.Conv(self.width, (4, 4), strides=2)(x))
+      x = norm(Conv(self.width, (4, 4), strides=2)(x))
     for _ in range(2):
-      x = x + norm(nn.Conv(self.width, (3, 3))(x))
+      x = x + norm(Conv(self.width, (3, 3))(x))
     return nn.Dense(1 + len(KINDS))(x)
 
 

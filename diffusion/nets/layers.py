@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion import lora
-from diffusion.nets import attention
+from diffusion.nets import attention, conv
 
 SHORT = 4  # blocks of a stack that is written out
 
@@ -40,8 +40,10 @@ class Dense(nn.Dense):
 
 
 class Conv(nn.Conv):
-  """nn.Conv, whose kernel may be lora.Adapted, and is gathered where a mesh has it in parts."""
+  """nn.Conv, whose kernel may be lora.Adapted, and is gathered where a mesh has it in parts. Its gradient on CPUs is
+  that of conv.py."""
   promote_dtype: Callable = lora.summed
+  conv_general_dilated: Callable = conv.conv
 
 
 class Embedded(nn.Module):

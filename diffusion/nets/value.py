@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion.nets.layers import Embedded, sinusoid
+from diffusion.nets.layers import Conv, Embedded, sinusoid
 
 
 class Value(nn.Module):
@@ -20,8 +20,8 @@ class Value(nn.Module):
   def __call__(self, x, t, cond):
     h, width = x.astype(jnp.float32), self.width
     while h.shape[-3] > 4:
-      h = nn.silu(nn.Conv(width, (3, 3), strides=(2, 2))(h))
-    h = nn.silu(nn.Conv(width, (3, 3))(h)).mean(tuple(range(1, h.ndim - 1)))
+      h = nn.silu(Conv(width, (3, 3), strides=(2, 2))(h))
+    h = nn.silu(Conv(width, (3, 3))(h)).mean(tuple(range(1, h.ndim - 1)))
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(cond)}
     mask = leaves.pop("['mask']", None)
     said = sum(nn.Dense(width)(self.pooled(leaf, mask)) for leaf in leaves.values())
