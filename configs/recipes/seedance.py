@@ -1,7 +1,9 @@
 """Seedance's RLHF (2506.09113) in Scenes: three rewards learned from clips with planted flaws, and their sum maximised.
-`seedance.py:PART`, of the generator (`base`), or of its refiner in two steps (`refiner`) or one (`refiner_1`).
+`seedance.py:PART`, of the generator (`base`), of it with each reward alone (`single`), or of its refiner in two steps
+(`refiner`) or one (`refiner_1`).
 
   python -m align.main --config=configs/recipes/seedance.py --workdir=runs/seedance
+  python -m align.main --config=configs/recipes/seedance.py:single --workdir=runs/seedance_single
   python -m align.main --config=configs/recipes/seedance.py:refiner --workdir=runs/seedance_refiner
 
 Rewards: `content`, which thing moves where and how fast (rewards/scenes_clip_scorer.py, first on labelled frames, then
@@ -13,6 +15,11 @@ passes of the network; `control` is as much supervised training. The verdict is 
 A second round: clips of `maximised` are labelled by the exact detector, in the place of people; `content` learns from
 them, too (`content_2`), and `second` goes on with it for half as many passes. `longer` goes on as long with the rewards
 as they were: what the round is worth is the difference of the two.
+
+`single` maximises each of the three rewards alone (`content_alone` and so on) as the composite is. Beside the exact
+verdict, whose parts are shape, colour and motion, all arms are judged by rewards of motion and of looks that were
+trained on other pairs and that no arm maximised (`motion_witness`, `looks_witness`): what does a reward damage that
+says nothing of it?
 
 `refiner` is the second half of the published system: a network that begins as the base of clips learns to enlarge them
 from 16 to 32 pixels (`refined_8`, in 8 steps), is made few-step (`refined_2`, by align/algorithms/distill.py), and only
@@ -27,8 +34,8 @@ enlarge clips of the aligned generator, let config.runs.held.model, and that arm
 Seedance publishes neither weights nor settings of this stage; all numbers are ours, and so is the world. Left out: an
 autoencoder, whose latents it refines.
 
-Hardware: two CPU cores, for either part twenty minutes on one of them by count of passes (5 ms each, 22 of the
-refiner), beside compiling. Neither was run whole yet. What is known, of one seed: all pairs of a batch are ordered
+Hardware: two CPU cores, for each part twenty minutes on one of them by count of passes (5 ms each, 22 of the
+refiner), beside compiling. None was run whole yet. What is known, of one seed: all pairs of a batch are ordered
 rightly after 100 updates of `motion` and of `looks`, and at 32 pixels after 60 of each; of 120 clips of the base, .500
 of them right, .267 are with every pixel repeated, .483 as the refiner enlarges them in 8 steps after 150 updates, .458
 in 2 and .367 in 1 (standard errors of .045). So two steps lose little; `refiner_1`, of one, leaves more to regain.
@@ -48,6 +55,7 @@ COLLECTED = 120 * 8 * (STEPS + 1)
 ASKED = {"name": "scenes_prompts", "split": "train", "count": 960, **common.MOVING}
 SIZE, FINE = common.CLIPS["size"], 32     # pixels of the base's clips, and of the refiner's
 BATCH, LEARNED, DISTILLED, FED = 16, 200, 80, 56  # clips of an update of the refiner, and its updates
+WITNESSED = ("motion", "looks")           # by rewards beside the exact detector
 DISTIL = 2 + TRAIN                        # passes of an update for a clip, with those of teacher and goal
 
 
@@ -124,6 +132,12 @@ def pairs() -> dict:
           "models": {f"judge/{name}": f"@{name}" for name in PARTS}}
 
 
+def verdict(places: dict) -> dict:
+  """On what no training caption names, by the exact detector."""
+  return {**common.verdict(places, samples=2, primary="maximised", baseline="base"),
+          "data": common.held_out_clips(240), "rewards": {"scenes": common.REWARD}, "steps": STEPS}
+
+
 def feedback(first: dict) -> dict:
   """Both ways to go on from `maximised`, and what the second round learns from."""
   half = {**first, "steps": first["steps"] // 2}
@@ -136,6 +150,20 @@ def feedback(first: dict) -> dict:
     "second": {**half, "start": {**begun, "reward/content": "@content_2"}},
     "longer": {**half, "start": begun},
   }
+
+
+def single() -> dict:
+  """The pipeline of each reward alone, beside all together."""
+  first = arms()["maximised"]
+  alone = {f"{name}_alone": {**first, "start": {"policy": "clips", f"reward/{name}": f"@{name}"},
+                             "reward": {**COMPOSITE, "rewards": {name: part}}} for name, part in PARTS.items()}
+  made = rewards()
+  witnesses = {f"{name}_witness": {**made[name], "seed": 1000, "data": {**made[name]["data"], "seed": 1000}}
+               for name in WITNESSED}
+  places = {"base": "clips", "maximised": "@maximised", **{name: f"@{name}" for name in alone}}
+  judges = {"scenes": common.REWARD, **{name: PARTS[name.removesuffix("_witness")] for name in witnesses}}
+  return {**made, **witnesses, "maximised": first, **alone,
+          "evaluate": {**verdict(places), "rewards": judges, "models": {name: f"@{name}" for name in witnesses}}}
 
 
 def lows(data: dict) -> dict:
@@ -169,9 +197,7 @@ def base() -> dict:
   runs = arms()
   runs |= feedback(runs["maximised"])
   places = {"base": "clips", **{name: f"@{name}" for name in runs if name not in ("labels", "content_2")}}
-  verdict = {**common.verdict(places, samples=2, primary="maximised", baseline="base"),
-             "data": common.held_out_clips(240), "rewards": {"scenes": common.REWARD}, "steps": STEPS}
-  return {**rewards(), "pairs": pairs(), **runs, "evaluate": verdict}
+  return {**rewards(), "pairs": pairs(), **runs, "evaluate": verdict(places)}
 
 
 def refiner(few: int = 2) -> dict:
@@ -179,13 +205,13 @@ def refiner(few: int = 2) -> dict:
   runs = refiners(few)
   places = {"base": "clips", **{name: f"@{name}" for name in runs},
             f"undistilled_{few}": {"model": "@refined_8", "steps": few}}
-  verdict = {**common.verdict(places, samples=1, primary=f"refined_{few}_rlhf", baseline="base"), "diversity": None,
-             "data": {"name": "samples", "path": "@held/samples", "entry": "low"}, "rewards": {"scenes": common.REWARD}}
+  held = {**common.verdict(places, samples=1, primary=f"refined_{few}_rlhf", baseline="base"), "diversity": None,
+          "data": {"name": "samples", "path": "@held/samples", "entry": "low"}, "rewards": {"scenes": common.REWARD}}
   return {**rewards(FINE), "low": lows({**ASKED, "count": 480}), "held": lows(common.held_out_clips(360)), **runs,
-          "evaluate": verdict}
+          "evaluate": held}
 
 
-PIPELINES = {"base": base, "refiner": refiner, "refiner_1": functools.partial(refiner, few=1)}
+PIPELINES = {"base": base, "single": single, "refiner": refiner, "refiner_1": functools.partial(refiner, few=1)}
 
 
 def get_config(how: str = "base"):

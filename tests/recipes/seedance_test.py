@@ -58,6 +58,22 @@ def runs_of(part: str) -> dict:
   return seedance.get_config(part).to_dict()["runs"]
 
 
+def test_a_reward_alone_differs_from_all_in_that_alone_and_witnesses_are_maximised_by_none():
+  runs = runs_of("single")
+  assert runs["maximised"] == runs_of("base")["maximised"]
+  for name, part in seedance.PARTS.items():
+    run = runs[f"{name}_alone"]
+    assert run.pop("reward") == {**seedance.COMPOSITE, "rewards": {name: part}}
+    assert run.pop("start") == {"policy": "clips", f"reward/{name}": f"@{name}"}
+    assert run == {key: value for key, value in runs["maximised"].items() if key not in ("reward", "start")}
+  verdict = runs["evaluate"]
+  for name, place in verdict["models"].items():
+    own, witness = runs[name.removesuffix("_witness")], runs[place.removeprefix("@")]
+    assert verdict["rewards"][name] == own["reward"] == witness["reward"]
+    assert witness["data"].pop("seed") != own["data"].get("seed", 0) and witness.pop("seed")
+    assert witness == own and not any(place in run.get("start", {}).values() for run in runs.values())
+
+
 @REFINERS
 def test_the_refiner_s_control_costs_what_distillation_and_feedback_do(part, few):
   runs = runs_of(part)
@@ -102,7 +118,7 @@ def test_the_refiner_begins_as_the_base_that_does_not_look_at_what_it_enlarges()
 
 
 def test_a_pipeline_that_there_is_not_is_refused():
-  with pytest.raises(ValueError, match="how = 'refine': 'refine' is not one of base, refiner, refiner_1; choose"):
+  with pytest.raises(ValueError, match="how = 'refine': 'refine' is not one of base, single, refiner, refiner_1;"):
     seedance.get_config("refine")
 
 
@@ -121,20 +137,41 @@ SMALL = (
   "--config.runs.evaluate.data.count=6", "--config.runs.evaluate.batch=12")
 
 
+def ran(where, part: str, options: tuple) -> dict:
+  """The results of a reduced run, whose report shows clips; the same command does nothing again."""
+  print("at a reduced size:", *options)
+  line = ("align.main", f"--config={ROOT}/configs/recipes/seedance.py:{part}", "--workdir=w", *options)
+  code, said = command(*line, where=where)
+  assert code == 0 and "Traceback" not in said, said
+  assert (where / "w/report.html").read_text().count("data:image") >= 6
+  code, said = command(*line, where=where)
+  assert code == 0 and "[1/" not in said, said
+  return json.loads((where / "w/results.json").read_text())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_reduced_run_from_end_to_end(tmp_path):
-  """It ends in a report that shows clips of all arms, and the same command does nothing again."""
-  print("at a reduced size:", *SMALL)
-  line = ("align.main", f"--config={ROOT}/configs/recipes/seedance.py", "--workdir=w", *SMALL)
-  code, said = command(*line, where=tmp_path)
-  assert code == 0 and "Traceback" not in said, said
-  results = json.loads((tmp_path / "w/results.json").read_text())
+  results = ran(tmp_path, "base", SMALL)
   assert set(results["arms"]) == {"base", "maximised", "second", "longer", "dpo", "ppo", "grpo", "control"}
   assert {"scenes/shape", "scenes/color", "scenes/motion"} <= set(results["scores"]["maximised"])
-  assert (tmp_path / "w/report.html").read_text().count("data:image") >= 6
-  code, said = command(*line, where=tmp_path)
-  assert code == 0 and "[1/" not in said, said
+
+
+ALONE = tuple(f"{name}_alone" for name in seedance.PARTS)
+WITNESSES = tuple(f"{name}_witness" for name in seedance.WITNESSED)
+SINGLE = (
+  *(f"--config.runs.{name}.steps=2" for name in ("seen", *seedance.PARTS, *WITNESSES, "maximised", *ALONE)),
+  *(f"--config.runs.{name}.optim.warmup_steps=0" for name in ("seen", *seedance.PARTS, *WITNESSES)),
+  *(f"--config.runs.{name}.{option}" for name in ("maximised", *ALONE) for option in ("batch=2", "calibrate=8")),
+  "--config.runs.evaluate.data.count=6", "--config.runs.evaluate.batch=12")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_reduced_run_of_each_reward_alone(tmp_path):
+  results = ran(tmp_path, "single", SINGLE)
+  assert set(results["arms"]) == {"base", "maximised", *ALONE}
+  assert all({f"{name}/total" for name in WITNESSES} < set(results["scores"][arm]) for arm in results["arms"])
 
 
 REFINED = ("refined_8", "refined_2", "refined_2_control", "refined_2_rlhf")
@@ -149,19 +186,12 @@ FINE = (
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_reduced_run_of_the_refiner_from_end_to_end(tmp_path):
-  """All arms enlarge the same clips, those of the arm `base`; the same command does nothing again."""
-  print("at a reduced size:", *FINE)
-  line = ("align.main", f"--config={ROOT}/configs/recipes/seedance.py:refiner", "--workdir=w", *FINE)
-  code, said = command(*line, where=tmp_path)
-  assert code == 0 and "Traceback" not in said, said
-  results = json.loads((tmp_path / "w/results.json").read_text())
+  """All arms enlarge the same clips, those of the arm `base`."""
+  results = ran(tmp_path, "refiner", FINE)
   assert set(results["arms"]) == {"base", "undistilled_2", *REFINED} and results["primary"] == "refined_2_rlhf"
-  assert (tmp_path / "w/report.html").read_text().count("data:image") >= 6
   images = {arm: np.load(tmp_path / f"w/evaluate/samples_{arm}.npz")["images"].astype(int) for arm in results["arms"]}
   low = samples.make(str(tmp_path / "w/held/samples"), "low")
   shown = np.stack([low.record(i)["low"] for i in range(low.size)])[:, None]
   np.testing.assert_allclose(images["base"], shown, atol=1)
   assert all(images[arm].shape == (6, 1, 6, 32, 32, 3) for arm in ("undistilled_2", *REFINED))
   assert all((images["undistilled_2"] != images[arm]).any() for arm in REFINED)
-  code, said = command(*line, where=tmp_path)
-  assert code == 0 and "[1/" not in said, said
