@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 from align import build, main, metrics
+from align import config as options
 
 EXAMINED = ("scores", "accuracy", "means")  # of an examination's results
+UNTOLD = ("done", "config")  # of a stage's record
 
 
 def run(config: dict, workdir: str) -> dict:
@@ -25,10 +27,15 @@ def pipeline(workdir: str, *, runs: dict, seed: int = 0, title: str = "Pipeline"
   WORKDIR/results.json, in which all examinations and collections are; without an evaluation the last examination
   becomes the latter.
 
-  `seed` is every run's seed unless that run's config sets one.
+  `seed` is every run's seed unless that run's config sets one. UserError for a finished run of another config, as two
+  pipelines may share its folder.
   """
   workdir = Path(workdir)
-  configs = {name: {"seed": seed, **linked(runs[name], workdir)} for name in ordered(runs)}
+  given = {name: {"seed": seed, **runs[name]} for name in ordered(runs)}
+  configs = {name: linked(spec, workdir) for name, spec in given.items()}
+  for name, spec in given.items():
+    if made := stage(workdir / name / "stage.json").get("config"):
+      options.same(made, spec, workdir / name)
   for name, spec in configs.items():
     whole = build.resolve(spec, function(spec, name))
     model = main.awaited(runs[name])[1:].partition("/")[0]  # if it is not there yet, the run itself checks it
@@ -39,8 +46,8 @@ def pipeline(workdir: str, *, runs: dict, seed: int = 0, title: str = "Pipeline"
     log = workdir / name / "stage.json"
     if not stage(log).get("done"):
       print(f"[{number}/{len(configs)}] {name}", flush=True)
-      timed(log, spec, str(workdir / name))
-  stages = [{"name": name, **{k: v for k, v in stage(workdir / name / "stage.json").items() if k != "done"}}
+      timed(log, spec, str(workdir / name), given[name])
+  stages = [{"name": name, **{k: v for k, v in stage(workdir / name / "stage.json").items() if k not in UNTOLD}}
             for name in configs]
   of_task = lambda task: [name for name, spec in configs.items() if spec.get("task") == task]
   more = {"stages": stages, "title": title, "seed": seed}
@@ -110,8 +117,9 @@ def stage(path: Path) -> dict:
   return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def timed(log: Path, spec: dict, workdir: str) -> None:
-  """Runs one config; its seconds add up over restarts, its peak memory is the largest seen."""
+def timed(log: Path, spec: dict, workdir: str, given: dict) -> None:
+  """Runs one config; its seconds add up over restarts, its peak memory is the largest seen. given: as it stands in the
+  pipeline, with names in place of paths."""
   before, began = stage(log), time.monotonic()
   metrics.reset_peak_memory()
   done = False
@@ -120,7 +128,7 @@ def timed(log: Path, spec: dict, workdir: str) -> None:
     done = True
   finally:
     log.parent.mkdir(parents=True, exist_ok=True)
-    record = {"seconds": round(before.get("seconds", 0) + time.monotonic() - began, 1), "done": done,
+    record = {"seconds": round(before.get("seconds", 0) + time.monotonic() - began, 1), "done": done, "config": given,
               "peak_memory_bytes": max(before.get("peak_memory_bytes", 0), metrics.peak_memory())}
     held = metrics.device_memory()  # of this process so far: a backend does not start anew
     if held is not None:

@@ -39,11 +39,8 @@ def torched():
   import torch
 
   def total(xs, dys, kernel):
-    kernel = kernel.requires_grad_()
-    for x, dy in zip(xs, dys, strict=True):
-      (torch.nn.functional.conv2d(x, kernel, padding=1) * dy).sum().backward()
-    found, kernel.grad = kernel.grad, None
-    return found
+    # the gradient alone: that of a sum is linear in the kernel, so that ours needs no forward pass either
+    return sum(torch.nn.grad.conv2d_weight(x, kernel.shape, dy, padding=1) for x, dy in zip(xs, dys, strict=True))
   return total
 
 

@@ -228,7 +228,8 @@ def traced(workdir: Path, stages: list) -> dict:
     alarm = workdir / stage / "alarm.json"
     traces[stage] = {"alarm": json.loads(alarm.read_text()) if alarm.is_file() else None,
                      "columns": {name: [short(row.get(name)) for row in held] for name in names}}
-    costs.append({"name": stage, **json.loads((workdir / stage / "stage.json").read_text())})
+    cost = json.loads((workdir / stage / "stage.json").read_text())
+    costs.append({"name": stage, **{k: v for k, v in cost.items() if k != "config"}})
   return {"traces": traces, "stages": costs}
 
 

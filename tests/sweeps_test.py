@@ -23,6 +23,17 @@ def stages(made: dict, run: str) -> dict:
   return build.resolve(whole)["runs"]
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_a_stage_that_runs_share_is_the_same_in_all(file):
+  made, found = sweep.load(file), {}
+  for run, places in made.get("share", {}).items():
+    runs = stages(made, run)
+    seed = made["runs"][run].get("config.seed")  # of stages that have none of their own
+    for stage, place in places.items():
+      own = (runs[stage], seed if runs[stage].get("seed") is None else runs[stage]["seed"])
+      assert found.setdefault(place, own) == own, f"{run}: {stage} in {place}"
+
+
 def test_the_recipes_are_claimed():
   assert RECIPES <= {Path(path).stem for path in CLAIMED} and set(CLAIMED) <= set(FILES)
 
@@ -49,6 +60,12 @@ def test_records_are_those_of_runs_that_there_are(file):
   sweep.table(made, records)
 
 
+def kinds(data: dict) -> list:
+  """Of the questions of an examination."""
+  return [*kinds(data["data"]), *(f"{data['called']}_{kind}" for kind in ("pair", "point"))] if "called" in data else (
+    data["tasks"])
+
+
 @pytest.mark.parametrize("file", CLAIMED)
 def test_claims_are_about_arms_and_examinations_that_their_runs_have(file):
   made, found = sweep.load(file), claims.read(file)
@@ -59,8 +76,11 @@ def test_claims_are_about_arms_and_examinations_that_their_runs_have(file):
   for claim in found:
     for path in filter(None, (claim.path, claim.minus)):
       runs = known[claim.runs[0]]
-      if path[0] == "scores":  # of the one examination
-        assert all(path[1] in stages(made, run)["exam"]["data"]["tasks"] for run in (claim.runs[0], *claim.against[:1]))
+      if path[0] == "scores" and "evaluate" in runs:
+        verdict = runs["evaluate"]
+        assert path[1] in verdict["arms"] and path[2].split("/")[0] in verdict["rewards"], claim
+      elif path[0] == "scores":  # of the one examination
+        assert all(path[1] in kinds(stages(made, run)["exam"]["data"]) for run in (claim.runs[0], *claim.against[:1]))
       elif path[0] in ("examined", "collected"):
         assert path[1] in runs, claim
       else:

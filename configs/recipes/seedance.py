@@ -16,10 +16,10 @@ A second round: clips of `maximised` are labelled by the exact detector, in the 
 them, too (`content_2`), and `second` goes on with it for half as many passes. `longer` goes on as long with the rewards
 as they were: what the round is worth is the difference of the two.
 
-`single` maximises each of the three rewards alone (`content_alone` and so on) as the composite is. Beside the exact
-verdict, whose parts are shape, colour and motion, all arms are judged by rewards of motion and of looks that were
-trained on other pairs and that no arm maximised (`motion_witness`, `looks_witness`): what does a reward damage that
-says nothing of it?
+`single` maximises each of the three rewards alone (`content_alone` and so on) with as many updates as the composite.
+Beside the exact verdict, whose parts are shape, colour and motion, all arms are judged by rewards of motion and of
+looks that were trained on other pairs and that no arm maximised (`motion_witness`, `looks_witness`): what does a reward
+damage that says nothing of it?
 
 `refiner` is the second half of the published system: a network that begins as the base of clips learns to enlarge them
 from 16 to 32 pixels (`refined_8`, in 8 steps), is made few-step (`refined_2`, by align/algorithms/distill.py), and only
@@ -205,10 +205,10 @@ def refiner(few: int = 2) -> dict:
   runs = refiners(few)
   places = {"base": "clips", **{name: f"@{name}" for name in runs},
             f"undistilled_{few}": {"model": "@refined_8", "steps": few}}
-  held = {**common.verdict(places, samples=1, primary=f"refined_{few}_rlhf", baseline="base"), "diversity": None,
-          "data": {"name": "samples", "path": "@held/samples", "entry": "low"}, "rewards": {"scenes": common.REWARD}}
+  judged = {**common.verdict(places, samples=1, primary=f"refined_{few}_rlhf", baseline="base"), "diversity": None,
+            "data": {"name": "samples", "path": "@held/samples", "entry": "low"}, "rewards": {"scenes": common.REWARD}}
   return {**rewards(FINE), "low": lows({**ASKED, "count": 480}), "held": lows(common.held_out_clips(360)), **runs,
-          "evaluate": held}
+          "evaluate": judged}
 
 
 PIPELINES = {"base": base, "single": single, "refiner": refiner, "refiner_1": functools.partial(refiner, few=1)}

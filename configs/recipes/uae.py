@@ -53,8 +53,8 @@ NFT = {"name": "nft", "steps": 8, "levels": 2, "updates": 4, "limit": 1.0, "kl":
 
 
 def base() -> dict:
-  """What the arms begin from."""
-  return {
+  """What the arms of all seeds begin from."""
+  runs = {
     "scorer": {
       "task": "train", "steps": 1000, "batch": 64, "trained": "^reward/", "reward": {"name": "scenes_scorer"},
       "algorithm": {"name": "fit"}, "data": {"name": "scenes", "split": "train", "count": 50_000},
@@ -69,6 +69,7 @@ def base() -> dict:
       "algorithm": {"name": "sft", "ema": 0.99}, "log_every": 50,
       "optim": {"name": "adamw", "lr": 1e-3, "decay": "linear", "warmup_steps": 50, "clip": 1.0}},
   }
+  return {name: {**run, "seed": 0} for name, run in runs.items()}
 
 
 def learn(side: str, start: str, number: int, times: int = 1) -> dict:

@@ -6,7 +6,7 @@ Within a loop (lax.scan, lax.map), such as the pieces of an update or the steps 
 is 40 to 170 times slower on a CPU than outside of one (jax issue 12868), and outside of one it is no faster than these
 products. Shifts along a row of the kernel stand beside each other in one product, of x or of dL/dy, whichever has fewer
 channels: as fast as all shifts at once, in a third of the memory. Other devices, and convolutions in groups, dilated or
-of other than two dimensions, are left as they are. Left out: forward mode (jax.jvp).
+of other than two dimensions, are left as they are, but that forward mode (jax.jvp) is left out on all of them.
 """
 import functools
 
@@ -32,19 +32,21 @@ def conv(x, kernel, strides, padding, *, lhs_dilation=None, rhs_dilation=None, d
   return usual_conv(x, kernel, tuple(strides), tuple(tuple(pair) for pair in padding), precision)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def usual_conv(x, kernel, strides, padding, precision):
+def library_conv(x, kernel, strides, padding, precision):
   return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUT, precision=precision)
 
 
+usual_conv = jax.custom_vjp(library_conv, nondiff_argnums=(2, 3, 4))
+
+
 def forward(x, kernel, strides, padding, precision):
-  return usual_conv(x, kernel, strides, padding, precision), (x, kernel)
+  # lax's own, not usual_conv: a policy of jax.checkpoint that saves convolutions knows them by that name
+  return library_conv(x, kernel, strides, padding, precision), (x, kernel)
 
 
 def backward(strides, padding, precision, kept, dy):
   x, kernel = kept
-  plain = lambda x, kernel: lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=LAYOUT,
-                                                     precision=precision)
+  plain = lambda x, kernel: library_conv(x, kernel, strides, padding, precision)
   library = lambda x, dy: jax.vjp(lambda k: plain(x, k), kernel)[1](dy)[0]
   ours = lambda x, dy: products(x, dy, kernel.shape[:2], strides, padding, precision).astype(kernel.dtype)
   return jax.vjp(lambda x: plain(x, kernel), x)[1](dy)[0], lax.platform_dependent(x, dy, cpu=ours, default=library)
@@ -54,10 +56,11 @@ usual_conv.defvjp(forward, backward)
 
 
 def products(x, dy, size, strides, padding, precision=None):
-  """The gradient in a kernel of this size [kh kw C D], float32: x [B H W C], dy [B H' W' D]."""
+  """The gradient in a kernel of this size [kh kw C D], at least float32: x [B H W C], dy [B H' W' D]."""
   channels, features = x.shape[-1], dy.shape[-1]
   rows = lambda a: a.reshape(-1, a.shape[-1])
-  product = functools.partial(jnp.matmul, precision=precision, preferred_element_type=jnp.float32)
+  product = functools.partial(jnp.matmul, precision=precision,
+                              preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
   if strides == (1, 1) and features <= channels:  # y at p - (i, j) has x at p
     ends = [(n - 1 - low, n - 1 - high) for n, (low, high) in zip(size, padding, strict=True)]
     moved = shifts(dy, size, (1, 1), ends, x.shape[1:3])

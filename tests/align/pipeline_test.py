@@ -82,3 +82,20 @@ def test_finished_runs_are_not_repeated_and_an_interrupted_one_is(tmp_path, monk
   assert calls == ["a", "b", "b", "c"]
   assert [s["name"] for s in stages] == ["a", "b", "c"]
   assert json.loads((tmp_path / "b/stage.json").read_text())["done"]
+
+
+def test_a_finished_run_of_another_config_is_refused_before_anything_runs(tmp_path, monkeypatch):
+  """As of two pipelines that share a folder; where runs lie, and how often they log, does not matter."""
+  calls = []
+  monkeypatch.setattr(main, "run", lambda spec, workdir: calls.append(spec))  # the runs are not what is tested here
+  runs = {"a": {**TRAIN, "log_every": 5}, "b": {**TRAIN, "start": {"policy": "@a"}}}
+  pipeline.pipeline(tmp_path / "one", runs={"a": runs["a"]}, seed=1)
+  (tmp_path / "two").mkdir()
+  (tmp_path / "two/a").symlink_to(tmp_path / "one/a")
+  for change, given, said in (({"seed": 2}, runs, r"a' holds a run with another config(.|\n)*seed +1 +2"),
+                              ({"seed": 1}, {**runs, "a": {**TRAIN, "steps": 9}}, r"steps +1 +9")):
+    with pytest.raises(UserError, match=said):
+      pipeline.pipeline(tmp_path / "two", runs=given, **change)
+  assert len(calls) == 1
+  stages = pipeline.pipeline(tmp_path / "two", runs={"a": {**TRAIN, "log_every": 7}}, seed=1)["stages"]
+  assert len(calls) == 1 and "config" not in stages[0]

@@ -57,13 +57,28 @@ def test_the_same_in_a_loop_of_many_and_of_gradients(case):
     np.testing.assert_allclose(a, b, rtol=5e-5, atol=5e-5 * float(jnp.abs(b).max()))
 
 
-def test_halves_stay_halves_and_are_summed_in_whole_numbers():
-  x, kernel = drawn((4, 16, 16, 8), 0, jnp.bfloat16), drawn((3, 3, 8, 8), 1, jnp.bfloat16)
-  mean = lambda how, x, kernel: loss(how, (1, 1), "SAME", x, kernel)
-  found = jax.grad(mean, 2)(conv.conv, x, kernel)
-  wanted = jax.grad(mean, 2)(lax.conv_general_dilated, *(a.astype(jnp.float32) for a in (x, kernel)))
-  assert found.dtype == jnp.bfloat16
-  np.testing.assert_allclose(found.astype(jnp.float32), wanted, rtol=0.02, atol=0.01 * float(jnp.abs(wanted).max()))
+@pytest.mark.parametrize("dtype, summed", [(jnp.bfloat16, jnp.float32), (jnp.float32, jnp.float32),
+                                           (jnp.float64, jnp.float64)])
+def test_a_gradient_has_its_kernel_s_type_and_is_summed_in_float32_at_least(dtype, summed):
+  with jax.enable_x64(True):
+    x, kernel = drawn((4, 16, 16, 8), 0, dtype), drawn((3, 3, 8, 8), 1, dtype)
+    total = lambda how, x, kernel: loss(how, (1, 1), "SAME", x, kernel)
+    found = jax.grad(total, 2)(conv.conv, x, kernel)
+    wanted = jax.grad(total, 2)(lax.conv_general_dilated, *(a.astype(jnp.float64) for a in (x, kernel)))
+    assert found.dtype == dtype and conv.products(x, x, (3, 3), (1, 1), ((1, 1), (1, 1))).dtype == summed
+  near = {jnp.bfloat16: 0.02, jnp.float32: 1e-5, jnp.float64: 1e-12}[dtype]
+  np.testing.assert_allclose(np.asarray(found, np.float64), wanted, rtol=near, atol=near * np.abs(wanted).max())
+
+
+def test_policies_of_checkpoint_that_save_convolutions_find_them(capsys):
+  x, kernel = drawn((2, 8, 8, 4), 0), drawn((3, 3, 4, 4), 1)
+
+  def saved(how):
+    net = lambda x: jnp.tanh(how(jnp.tanh(how(x, kernel, (1, 1), "SAME", **DIMENSIONS)), kernel, (1, 1), "SAME",
+                                 **DIMENSIONS)).sum()
+    jax.ad_checkpoint.print_saved_residuals(jax.checkpoint(net, policy=jax.checkpoint_policies.dots_saveable), x)
+    return capsys.readouterr().out.count("f32[2,8,8,4] output of conv")
+  assert saved(conv.conv) == saved(lax.conv_general_dilated) == 2
 
 
 def convolutions(platform, how):
