@@ -1,10 +1,11 @@
-"""Public checkpoints by command.
+"""Public checkpoints by command, and half the bytes of our own.
 
   python -m diffusion.convert verify MODEL [--against=OTHER]   reads every tensor: names, shapes, types, equality
   python -m diffusion.convert export MODEL --out=DIR [--lora=FILE]   writes a whole folder in diffusers' layout
   python -m diffusion.convert adapters RUN --out=DIR --layout=peft   writes adapters in another layout; also of a FILE
                                                                or folder, for --model=MODEL
   python -m diffusion.convert import PICKLE --out=DIR          a .bin, .pt or .ckpt, or a folder of them, as safetensors
+  python -m diffusion.convert halve RUN --out=DIR              what a run of a model of our own left, in float16
 
 MODEL is a folder in diffusers' layout or the workdir of a run that aligned one, whose adapters are fused. Pickles are
 read with weights_only=True, in which nothing that they hold is run; this alone needs PyTorch.
@@ -16,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Callable, NamedTuple
 
+import flax
 import jax.numpy as jnp
 import numpy as np
 
@@ -142,6 +144,23 @@ def rewrite(given: str, out: str, layout: str, model: str | None) -> int:
   return 0
 
 
+def halve(run: str, out: str) -> int:
+  """Writes a policy of our own in float16, which is read back in the types of its network."""
+  if folder.public_of(run):
+    raise ValueError(f"halve: {run!r} is a model in diffusers' layout; give the workdir of a run of another policy")
+  empty(out)
+  held = {name: np.asarray(leaf) for name, leaf in weights.leaves(folder.load(run))}
+  with np.errstate(over="ignore"):  # which is refused below
+    made = {name: a.astype(np.float16) if a.dtype.kind == "f" else a for name, a in held.items()}
+  over = [name for name, a in made.items() if np.isfinite(held[name]).all() and not np.isfinite(a).all()]
+  if over:
+    raise ValueError(f"halve: {len(over)} leaves hold values that float16 cannot, beyond 65,504: "
+                     f"{', '.join(over[:3])}; leave this model as it is")
+  folder.save(out, "policy", folder.describe(run), flax.traverse_util.unflatten_dict(made, sep="/"))
+  print(f"{sum(a.nbytes for a in made.values()) / 1e6:.1f} MB: {out}")
+  return 0
+
+
 def main(argv=None) -> int:
   parser = argparse.ArgumentParser(prog="python -m diffusion.convert", description=__doc__.splitlines()[0])
   verbs = parser.add_subparsers(dest="verb", required=True)
@@ -161,6 +180,9 @@ def main(argv=None) -> int:
   verb = verbs.add_parser("import", help="turn pickles into safetensors")
   verb.add_argument("source")
   verb.add_argument("--out", required=True)
+  verb = verbs.add_parser("halve", help="write what a run left in half the bytes")
+  verb.add_argument("run")
+  verb.add_argument("--out", required=True)
   args = parser.parse_args(argv)
   try:
     if args.verb == "verify":
@@ -169,6 +191,8 @@ def main(argv=None) -> int:
       return export(args.model, args.out, args.lora, args.shard_bytes)
     if args.verb == "adapters":
       return rewrite(args.source, args.out, args.layout, args.model)
+    if args.verb == "halve":
+      return halve(args.run, args.out)
     return pickles.convert(args.source, args.out)
   except (ValueError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)

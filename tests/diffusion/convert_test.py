@@ -396,3 +396,23 @@ def test_what_is_cut_from_a_prompt_is_said(model, caplog):
   assert not caplog.records
   made["text"](["a dog and a cat in a red house"])
   assert "is cut" in caplog.text and "house" in caplog.text
+
+
+def test_halves_of_a_policy_of_our_own_are_as_near_as_halves_can_be_and_are_read_back_whole(tmp_path, capsys, model):
+  out = tmp_path / "half"
+  assert convert.main(["halve", "scenes", f"--out={out}"]) == 0
+  whole, half = folder.load("scenes"), folder.load(str(out))
+  assert folder.describe("scenes") == folder.describe(str(out))
+  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(half), strict=True):
+    assert b.dtype == np.float16 and np.abs(a - b).max() <= np.abs(a).max() / 2 ** 11
+  shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), whole)
+  assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(folder.load(str(out), like=shapes)))
+  assert 2 * (out / "policy.safetensors").stat().st_size < 1.01 * (folder.locate("scenes") / "policy.safetensors"
+                                                                   ).stat().st_size
+  for given, place, said in (("scenes", out, "is not empty"), (str(model), tmp_path / "b", "layout; give the workdir"),
+                             ("nothing", tmp_path / "b", "nothing")):
+    assert convert.main(["halve", given, f"--out={place}"]) == 2 and said in capsys.readouterr().err
+  large = jax.tree.map(lambda a: a * 0 + 70_000, whole)
+  folder.save(tmp_path / "large", "policy", folder.describe("scenes"), large)
+  assert convert.main(["halve", str(tmp_path / "large"), f"--out={tmp_path / 'c'}"]) == 2
+  assert "float16 cannot, beyond 65,504" in capsys.readouterr().err and not (tmp_path / "c").exists()
