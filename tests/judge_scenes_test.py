@@ -1,5 +1,6 @@
 """configs/judge_scenes.py at a reduced size: from nothing to a judge that the command line asks."""
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ BASE = ["model.dataset.width=16", "model.dataset.depth=1", "model.dataset.tower=
         "see.data.cells=2", "ask.data.cells=2",
         *(f"{run}.{option}" for run in ("see", "look", "match", "ask")
           for option in ("steps=2", "batch=8", "data.size=16", "data.count=64", "optim.warmup_steps=1", "log_every=1"))]
-JUDGE = ["exam.data.count=16", "exam.data.size=16", "exam.batch=8", "judge.optim.warmup_steps=1", "verdict.group=2",
-         "verdict.batch=4",
+MADE = [f"{place}_{quality}.data.count=12" for place in judge_scenes.PROMPTS for quality in judge_scenes.QUALITIES]
+JUDGE = [*MADE, "exam.data.count=16", "exam.data.data.count=16", "exam.data.size=16", "exam.data.data.size=16",
+         "exam.batch=8", "judge.optim.warmup_steps=1", "verdict.group=2", "verdict.batch=4",
          *(f"{run}.{option}" for run in ("judge", "verdict")
-           for option in ("steps=2", "data.size=16", "data.count=64", "log_every=1"))]
+           for option in ("steps=2", "data.size=16", "data.data.size=16", "data.count=64", "log_every=1"))]
 
 
 @pytest.mark.slow
@@ -64,19 +66,35 @@ def test_the_sweep_asks_every_arm_about_its_own_tasks():
   assert len(made["runs"]) == 45 and {len(runs) for runs in made["groups"].values()} == {5}
   for arm, runs in judge_scenes.arms().items():
     if arm in made["groups"]:
-      assert runs["judge"]["data"]["tasks"] == runs["exam"]["data"]["tasks"]
-      assert runs["judge"]["data"]["seed"] != runs["exam"]["data"]["seed"]
+      learned, asked = (runs[run]["data"] for run in ("judge", "exam"))
+      parts = lambda data: [data, data["data"]] if "data" in data else [data]
+      assert parts(learned)[-1]["tasks"] == parts(asked)[-1]["tasks"]
+      assert all(a["seed"] != b["seed"] for a, b in zip(parts(learned), parts(asked), strict=True))
+      generators = "image_generation" in arm or arm == "joint"
+      assert ("path" in learned) == ("path" in asked) == generators
+      if generators:  # of other prompts, which no training caption of the generator names
+        learnt, held = ([runs[path.strip("@").removesuffix("/pairs")] for path in data["path"]] for data in
+                        (learned, asked))
+        assert {(run["data"]["split"], run["seed"]) for run in learnt} == {("train", 3)}
+        assert {(run["data"]["split"], run["seed"]) for run in held} == {("test", 4)}
+      kinds = len(asked["data"]["tasks"] if generators else asked["tasks"])
+      assert asked["count"] == 1100 * (kinds + 2 * generators)
       assert runs["judge"]["steps"] == judge_scenes.STEPS * (4 if "longer" in arm or arm == "joint" else 1)
 
 
 def test_the_table_of_the_readme_is_that_of_the_records():
   made, root = sweep.load("configs/sweeps/judge_scenes.py"), Path(__file__).parent.parent
   shown = (root / "README.md").read_text()
-  rows = [line.split(" | ") for line in sweep.table(made, root / "configs/records/judge_scenes").splitlines()[2:]]
-  found = {row[0].strip("| "): [cell.strip(" |") for cell in row[2:] if "±" in cell] for row in rows}
-  of = lambda more: sum((found[f"{task}{more}"] for task in judge_scenes.TASKS), [])
-  for name, cells in (("joint", found["joint"]), ("alone", of("")), ("longer", of("_longer"))):
-    assert len(cells) == 8 and f"| {name} | {' | '.join(cells)} |" in shown, name
+  title, _, *rows = [[cell.strip() for cell in line.strip("| ").split(" | ")]
+                     for line in sweep.table(made, root / "configs/records/judge_scenes").splitlines() if "|" in line]
+  found = {row[0]: dict(zip(title[1:], row[2:], strict=True)) for row in rows}
+  tasks = {kind: name for name, (kinds, *_) in judge_scenes.TASKS.items() for kind in kinds}
+  tasks |= dict.fromkeys(judge_scenes.SAMPLES, "image_generation")
+  said = runpy.run_path("configs/sweeps/judge_scenes.py")["SAID"]
+  assert set(said) == set(tasks)
+  for kind, (words, _) in said.items():
+    cells = [found[arm][kind] for arm in ("joint", tasks[kind], f"{tasks[kind]}_longer")]
+    assert all("±" in cell for cell in cells) and f"| {words} | {' | '.join(cells)} |" in shown, kind
 
 
 @pytest.mark.slow  # every shape is compiled, three times
@@ -108,12 +126,13 @@ def test_batches_of_several_shapes_are_learned_and_a_stopped_run_goes_on(tmp_pat
 
 
 def test_several_shapes_are_refused_where_an_experience_is_kept(tmp_path):
-  config = {**judge_scenes.verdict()["verdict"], "policy": {"name": "chat", "model": "judge", "columns": (32, 64)},
+  config = {**judge_scenes.verdict()["verdict"], "data": {"name": "scenes_questions"},
+            "policy": {"name": "chat", "model": "judge", "columns": (32, 64)},
             "start": {}}
   with pytest.raises(UserError, match=r"config.policy.columns = \(32, 64\): only methods that sample nothing .* as 64"):
     main.run(config, tmp_path)
 
 
 def test_an_arm_that_there_is_not_is_refused():
-  with pytest.raises(ValueError, match="'jont' is not one of base, joint"):
+  with pytest.raises(ValueError, match="'jont' is not one of base, image_generation"):
     judge_scenes.get_config("jont")

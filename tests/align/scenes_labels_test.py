@@ -8,6 +8,8 @@ import pytest
 from align import data
 from align.build import UserError
 from align.datasets import pairs, scenes_labels, scenes_questions
+from align.policies import chat
+from configs import judge_scenes
 from diffusion import vlm
 from rewards import scenes
 from rewards.judging import answers, formats
@@ -207,6 +209,79 @@ def test_refusals(path, options, message):
 
 
 def test_clips_have_no_renders(clips):
-  with pytest.raises(UserError, match="rendered = 0.3 must be a share, 0 to 1, of pictures, and 0 of clips; these are "
-                                      "videos"):
+  with pytest.raises(UserError, match="rendered = 0.3 must be a share, 0 to 1, of pictures, and 0 of clips and of "
+                                      "brief labels; these are videos, brief = False"):
     scenes_labels.make(clips, rendered=0.3)
+
+
+@pytest.fixture(scope="module")
+def qualities(tmp_path_factory):
+  """Collections of two generators for the same prompts: one right half of the time, one that sees but noise."""
+  media, texts, specs = scenes.batch(3, 0, 64)
+  place, noise = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
+  pairs.write(place, [pairs.pair(text, *noise.integers(0, 255, (2, 16, 16, 3), np.uint8), meta=spec, prompt_id=i)
+                      for i, (text, spec) in enumerate(zip(texts, specs, strict=True))])
+  return written(tmp_path_factory.mktemp("fine"), (media, texts, specs)), str(place)
+
+
+def test_brief_labels_are_as_those_of_renders_and_pairs_differ(qualities):
+  plain = scenes_questions.make(tasks=("image_pair",), count=50)
+  source = scenes_labels.make(qualities, 300, data=plain, share=0.8, brief=True, called="sample")
+  found = [source.record(i) for i in range(300)]
+  assert [source.kind(i) for i in range(300)] == [row["meta"]["task"] for row in found]
+  kinds = {kind: [r["meta"] for r in found if r["meta"]["task"] == kind] for kind in ("sample_pair", "sample_point")}
+  assert all(len(metas) > 80 for metas in kinds.values()) and {r["meta"]["task"] for r in found} > {*kinds}
+  line = r"((a|an) \w+ \w+( and (a|an) \w+ \w+)*|nothing)"
+  for meta in kinds["sample_pair"]:
+    said = re.fullmatch(rf"Image 1: {line}. Score: ([135])\nImage 2: {line}. Score: ([135])\nImage ([12]) is better",
+                        meta["win"])
+    first, second, better = int(said[5]), int(said[10]), int(said[11])
+    assert first != second and better == 1 + (second > first) and meta["truth"] == (first > second)
+    assert meta["question"] == "scenes_image_pair"
+  scores = [meta["truth"] for meta in kinds["sample_point"]]
+  assert all(re.fullmatch(rf"{line}\nFinal Score: [135]", meta["win"]) for meta in kinds["sample_point"])
+  assert {1, 3, 5} == {*scores} and 0.4 < np.mean([meta["truth"] for meta in kinds["sample_pair"]]) < 0.6
+
+
+def test_a_brief_score_says_whether_all_or_half_of_a_caption_holds():
+  media, _, specs = scenes.batch(3, 0, 60)
+  for spec, objects in zip(specs, scenes.detect(media), strict=True):
+    assert scenes_labels.seen_briefly(spec, objects)[1] == 5
+    assert scenes_labels.seen_briefly(spec, []) == ("nothing", 1)
+  thing = lambda color, shape, x: {"color": color, "shape": shape, "x": x, "y": 0.5, "r": 0.1, "score": 1.0}
+  two = {"category": "attribution", "exclude": [], "include": [
+    {"class": "circle", "count": 1, "color": "red"}, {"class": "square", "count": 1, "color": "blue"}]}
+  circle, square = thing("red", "circle", 0.8), thing("blue", "square", 0.2)
+  assert scenes_labels.seen_briefly(two, [circle, square]) == ("a blue square and a red circle", 5)
+  assert scenes_labels.seen_briefly(two, [circle, thing("green", "square", 0.2)])[1] == 3
+  assert scenes_labels.seen_briefly(two, [thing("green", "triangle", 0.2)])[1] == 1
+  clip, _, (spec, *_) = moved(1)
+  said, score = scenes_labels.seen_briefly(spec, scenes.clip.detect(clip)[0])
+  assert score == 5 and "moving" in said
+
+
+def test_the_longest_brief_answer_has_room():
+  thing = {"color": "purple", "shape": "junk", "x": 0.5, "y": 0.5, "score": 1.0}
+  spec = {"category": "single", "exclude": [], "include": [{"class": "circle", "count": 1, "color": "red"}]}
+  one = (np.zeros((16, 16, 3), np.uint8), *scenes_labels.seen_briefly(spec, [thing] * 6))
+  said = scenes_labels.item("image", "pair", random.Random(0), "a caption", [one, one], 32).answer
+  assert said.count(" and ") == 2 * (scenes_labels.NAMED - 1)
+  columns = len(chat.turns(vlm.open_("judge").chat, [said]))
+  assert columns <= judge_scenes.TASKS["image_generation"][2] < columns + 3
+
+
+def test_what_cannot_be_compared_is_refused(path, clips, qualities, tmp_path):
+  other = written(tmp_path / "other", scenes.batch(9, 0, 8))
+  with pytest.raises(UserError, match=r"its prompt 3 is .* with media \(16, 16, 3\), but in .* the same `data`"):
+    scenes_labels.make((path, other), brief=True)
+  larger = written(tmp_path / "larger", scenes.batch(3, 0, 8, size=32))
+  with pytest.raises(UserError, match=r"with media \(32, 32, 3\), but in the paths before it is .* with \(16, 16, 3\)"):
+    scenes_labels.make((path, larger))
+  media, texts, specs = scenes.batch(3, 0, 4)
+  same = str(tmp_path / "same")
+  pairs.write(tmp_path / "same", [pairs.pair(text, one, one, meta=spec, prompt_id=i)
+                                  for i, (text, one, spec) in enumerate(zip(texts, media, specs, strict=True))])
+  with pytest.raises(UserError, match="of no prompt two pictures have different scores, .* generators that differ"):
+    scenes_labels.make(same, brief=True)
+  with pytest.raises(UserError, match="rendered = 0.5 must be .* of brief labels; these are images, brief = True"):
+    scenes_labels.make(path, brief=True, rendered=0.5)

@@ -105,7 +105,8 @@ def test_the_longest_that_a_judge_learns_to_write_has_room():
     {"class": "triangle", "color": "purple", "direction": "right", "speed": "quickly"}]}
   for task, spec, found in (("image_pair", picture, corner), ("video_pair", clip, frames)):
     media = np.zeros((6, 16, 16, 3) if "motion" in spec else (16, 16, 3), np.uint8)
-    said = scenes_labels.item(task, rng, "a caption", [(media, *scenes_labels.seen(spec, found))] * 2, 32).answer
+    said = scenes_labels.item(*task.split("_"), rng, "a caption", [(media, *scenes_labels.seen(spec, found))] * 2,
+                              32).answer
     assert said.count(" and ") == 2 * (scenes_labels.NAMED - 1)
     assert recipe.LENGTHS[-2] < len(chat.turns(talk, [said])) <= recipe.LENGTHS[-1]
 
