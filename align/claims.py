@@ -11,9 +11,10 @@ A run that has its record is not run again. With x the values of the runs, one a
 mean: a claim holds where the interval lies above 0 and the mean is at least `least`; it does not hold where the
 interval lies below `least`; else it is undecided. A claim of one run has its figure, with the bootstrap interval of its
 record where there is one, and no verdict. Claims that are not primary, or of one run, are marked exploratory: nothing
-is corrected for their number. Where a record is missing there is no figure at all, only how many there are.
+is corrected for their number. Where a record is missing there is no figure, and the claim is only counted.
 Left out: claims over the runs of several sweeps.
 """
+import collections
 import json
 import runpy
 import signal
@@ -230,18 +231,25 @@ def interval(values: list) -> tuple:
 
 
 def table(rows: list) -> str:
-  """Markdown: a line a claim."""
+  """Markdown: a line a claim that has all of its runs, and how many there are of each sweep that have not."""
   lines = [["claim", "published", "here", "verdict", ""], ["---"] * 5]
   for _, claim, found in rows:
-    lines.append([claim.text, claim.paper, ours(claim, found), found.verdict or "–",
-                  "primary" if claim.primary and len(claim.runs) > 1 else "exploratory"])
-  return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    if found.mean is not None:
+      lines.append([claim.text, claim.paper, ours(claim, found), found.verdict or "–",
+                    "primary" if claim.primary and len(claim.runs) > 1 else "exploratory"])
+  text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+  return f"{text}\n\n{waiting(rows)}" if waiting(rows) else text
+
+
+def waiting(rows: list) -> str:
+  """The claims that have no figure, as runs are missing; "" where there are none."""
+  missing = collections.Counter(name for name, _, found in rows if found.mean is None)
+  told = ", ".join(f"{count} of {name}" for name, count in missing.items())
+  return f"Claims whose runs are not all recorded yet: {told}." if told else ""
 
 
 def ours(claim: Claim, found: Found) -> str:
   total = len(claim.runs)
-  if found.mean is None:
-    return f"incomplete: {found.recorded} of {total} run{'s' * (total > 1)}"
   span = f" ({report.span(found.interval, report.signed)})" if found.interval else ""
   return f"{report.signed(found.mean)}{span}, {total} seed{'s' * (total > 1)}"
 

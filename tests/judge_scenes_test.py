@@ -18,7 +18,8 @@ BASE = ["model.dataset.width=16", "model.dataset.depth=1", "model.dataset.tower=
         "see.data.cells=2", "ask.data.cells=2",
         *(f"{run}.{option}" for run in ("see", "look", "match", "ask")
           for option in ("steps=2", "batch=8", "data.size=16", "data.count=64", "optim.warmup_steps=1", "log_every=1"))]
-MADE = [f"{place}_{quality}.data.count=12" for place in judge_scenes.PROMPTS for quality in judge_scenes.QUALITIES]
+MADE = [f"{place}_{quality}.{option}" for place in judge_scenes.PROMPTS for quality in judge_scenes.QUALITIES
+        for option in ("data.count=12", "batch=24")]
 JUDGE = [*MADE, "exam.data.count=16", "exam.data.data.count=16", "exam.data.size=16", "exam.data.data.size=16",
          "exam.batch=8", "judge.optim.warmup_steps=1", "verdict.group=2", "verdict.batch=4",
          *(f"{run}.{option}" for run in ("judge", "verdict")
@@ -26,7 +27,7 @@ JUDGE = [*MADE, "exam.data.count=16", "exam.data.data.count=16", "exam.data.size
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_judge_from_nothing(tmp_path, capsys):
   given = ["--config=configs/judge_scenes.py:base", *(f"--config.runs.{option}" for option in BASE)]
   assert main.main([*given, f"--workdir={tmp_path}/base"]) == 0, capsys.readouterr().err

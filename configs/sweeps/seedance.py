@@ -50,8 +50,10 @@ def get_sweep():
     "claims": [
       *(claim(f"Maximising learned rewards of clips beats {name} at equal compute", gain(arm), primary=True)
         for arm, name in OTHERS.items()),
-      claim("It beats supervised training of equal compute", gain("control"), paper="not compared"),
-      claim("It beats the base", gain("base"), paper="preferred by people, without figures (2506.09113)"),
+      claim("Maximising learned rewards of clips beats supervised training of equal compute", gain("control"),
+            paper="not compared"),
+      claim("Maximising learned rewards of clips beats the base", gain("base"),
+            paper="preferred by people, without figures (2506.09113)"),
       claim("A second round with new labels beats going on as long", rate("second"), minus=rate("longer"),
             paper="raises the ceiling, as a curve without figures (2506.09113)"),
       *(claim(f"All three rewards together beat {name} alone in exact success", gain(f"{name}_alone"), runs=[SINGLE],
@@ -59,9 +61,9 @@ def get_sweep():
       *(claim(f"{name} alone leaves {other} worse than all three do, in units of a reward that nothing maximised",
               score("maximised", other), minus=score(f"{name}_alone", other), runs=[SINGLE], paper=BALANCE)
         for name in seedance.PARTS for other in seedance.WITNESSED if other != name),
-      *(claim(f"Feedback improves a refiner of {few} step{'s' * (few > 1)} more than {said}", gain(arm.format(few),
+      *(claim(f"A refiner of {few} step{'s' * (few > 1)} is better after feedback than {said}", gain(arm.format(few),
               f"refined_{few}_rlhf"), runs=[run], paper=FEW)
         for few, run in REFINERS.items() for arm, said in (
-          ("refined_{}", "nothing"), ("refined_{}_control", "as much distillation"), ("refined_8", "eight steps"))),
+          ("refined_{}", "before"), ("refined_{}_control", "after as much distillation"), ("refined_8", "in 8 steps"))),
     ],
   }

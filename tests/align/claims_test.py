@@ -57,8 +57,10 @@ def test_records_are_read_and_none_is_left_out_silently(tmp_path):
   claim = claims.Claim(**BESIDE)
   written(tmp_path, {"s0": (0.6, 0.5), "s1": (0.7, 0.5)}, [0.0, 0.2])
   found = claims.judged(claim, claims.of(claim, tmp_path))
-  assert found == claims.Found(2) and claims.ours(claim, found) == "incomplete: 2 of 3 runs"
-  assert "| – | primary |" in claims.table([("x", claim, found)])
+  assert found == claims.Found(2)
+  said = claims.table([("x", claim, found), ("y", claim, claims.Found(3, .1, [.0, .2], "holds")), ("x", claim, found)])
+  assert said.splitlines()[2].startswith("| ") and len(said.splitlines()) == 5
+  assert said.endswith("\n\nClaims whose runs are not all recorded yet: 2 of x.")
   written(tmp_path, {"s2": (0.8, 0.5)}, [0.1, 0.5])
   figures = claims.of(claim, tmp_path)
   np.testing.assert_allclose([value for value, _ in figures], [0.1, 0.2, 0.3])
@@ -178,7 +180,7 @@ def test_exit_codes_of_the_sweep(tmp_path, monkeypatch):
   ends(1)
   with pytest.raises(build.UserError, match="runs of .*s.py failed; their claims are incomplete"):
     claims.claims(tmp_path / "w", **options)
-  assert "incomplete: 0 of 1 run |" in (tmp_path / "w/claims.md").read_text()
+  assert "not all recorded yet: 1 of s." in (tmp_path / "w/claims.md").read_text()
 
 
 def script(folder, code):
