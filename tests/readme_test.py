@@ -57,6 +57,8 @@ COVERED = {
      f"recipes/{name}_test.py" for name, part in (("unified_reward", "clip"), ("seedance", "single"),
                                                        ("seedance", "refiner"))},
   "python -m align.main --config=configs/claims.py --workdir=runs/claims": "align/claims_test.py",
+  "python -m align.main --config=configs/claims.py --workdir=runs/claims --config.into=README.md "
+  "--config.run_missing=False": "align/claims_test.py",
   "python -m align.serve --config=configs/quickstart.py --run=aligned": "align/serve_test.py",
   "python -m align.main --config=configs/quickstart.py --workdir=runs/far --config.runs.aligned.reward=remote":
     "align/serve_test.py",

@@ -167,6 +167,14 @@ def test_a_signal_is_passed_on_and_the_child_saves(number, tmp_path):
   assert "code 75" in job.communicate(timeout=60)[0] and (tmp_path / "saved").exists()
 
 
+def test_the_table_of_the_readme_is_that_of_the_records(tmp_path):
+  shown = (ROOT / "README.md").read_text()
+  (tmp_path / "README.md").write_text(shown.replace("| undecided |", "| holds |"))
+  sweeps = build.resolve(config.load("configs/claims.py"))["sweeps"]
+  claims.claims(tmp_path / "w", sweeps=sweeps, into=str(tmp_path / "README.md"), run_missing=False)
+  assert (tmp_path / "README.md").read_text() == shown and "| primary |" in shown
+
+
 def test_exit_codes_of_the_sweep(tmp_path, monkeypatch):
   path = sweep_file(tmp_path / "s.py", {"s0": {}}, [{**BESIDE, "runs": ["s0"]}])
   options = dict(sweeps=(path,), records=str(tmp_path / "r"))
