@@ -15,9 +15,9 @@ in 2, 3 and 10 steps, generators of different quality, whose pictures of a promp
 are asked about combinations that it never saw (`asked_2`).
 
 Hardware: two CPU cores, under an hour for `base`, whose four stages took about 18 minutes of one core: lists of objects
-while each token of a picture is named, talks, pairs of pictures, and single questions. An arm is 2 to 12 minutes. What
-ships says, greedily, on 1,000 questions each about other scenes of 1 to 3 objects, with Wilson's 95 % intervals and the
-share of the most frequent answer:
+while each token of a picture is named, talks, pairs of pictures, and single questions. An arm is 4 to 15 minutes, and
+what generators make five, once. What ships says, greedily, on 1,000 questions each about other scenes of 1 to 3
+objects, with Wilson's 95 % intervals and the share of the most frequent answer:
 
   colour  1.000 [.996, 1.000]  .20        count  .958 [.944, .969]  .36
   shape    .993 [.986,  .997]  .34        there  .979 [.968, .986]  .53

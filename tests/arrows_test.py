@@ -9,8 +9,8 @@ MAY = {"diffusion": {"diffusion"}, "rewards": {"rewards", "diffusion"},
        "align": {"align", "rewards", "diffusion", "configs"}, "configs": {"configs", "rewards"}, "launch": {"launch"}}
 FORBIDDEN = {"tensorflow", "torch", "diffusers"}
 # what measures imports what is measured
-BENCHMARK = {f"launch/{name}.py" for name in ("bench", "gpu", "judge_peer", "judging", "kept", "ours", "overlap",
-                                           "peer", "phases", "scoring", "scoring_peer")}
+BENCHMARK = {f"launch/{name}.py" for name in ("bench", "convs", "gpu", "judge_peer", "judging", "kept", "ours",
+                                              "overlap", "peer", "phases", "scoring", "scoring_peer")}
 MAY_USE = dict.fromkeys(BENCHMARK, {"torch", "diffusers"}) | {"diffusion/convert/pickles.py": {"torch"}}
 FILES = sorted(p.relative_to(ROOT).as_posix() for package in MAY for p in (ROOT / package).rglob("*.py"))
 

@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-import flax
 import jax.numpy as jnp
 import numpy as np
 
@@ -146,8 +145,9 @@ def rewrite(given: str, out: str, layout: str, model: str | None) -> int:
 
 def halve(run: str, out: str) -> int:
   """Writes a policy of our own in float16, which is read back in the types of its network."""
-  if folder.public_of(run):
-    raise ValueError(f"halve: {run!r} is a model in diffusers' layout; give the workdir of a run of another policy")
+  if folder.public_of(run) or folder.reader_of(run):
+    raise ValueError(f"halve: {run!r} is a model in diffusers' or transformers' layout, which says its own types; give "
+                     "the workdir of a run of another policy")
   empty(out)
   held = {name: np.asarray(leaf) for name, leaf in weights.leaves(folder.load(run))}
   with np.errstate(over="ignore"):  # which is refused below
@@ -156,7 +156,7 @@ def halve(run: str, out: str) -> int:
   if over:
     raise ValueError(f"halve: {len(over)} leaves hold values that float16 cannot, beyond 65,504: "
                      f"{', '.join(over[:3])}; leave this model as it is")
-  folder.save(out, "policy", folder.describe(run), flax.traverse_util.unflatten_dict(made, sep="/"))
+  folder.save(out, "policy", folder.describe(run), weights.nested(made))
   print(f"{sum(a.nbytes for a in made.values()) / 1e6:.1f} MB: {out}")
   return 0
 

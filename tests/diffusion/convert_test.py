@@ -409,9 +409,10 @@ def test_halves_of_a_policy_of_our_own_are_as_near_as_halves_can_be_and_are_read
   assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(folder.load(str(out), like=shapes)))
   assert 2 * (out / "policy.safetensors").stat().st_size < 1.01 * (folder.locate("scenes") / "policy.safetensors"
                                                                    ).stat().st_size
-  for given, place, said in (("scenes", out, "is not empty"), (str(model), tmp_path / "b", "layout; give the workdir"),
-                             ("nothing", tmp_path / "b", "nothing")):
+  for given, place, said in (("scenes", out, "is not empty"), (str(model), tmp_path / "b", "give the workdir"),
+                             ("judge", tmp_path / "b", "give the workdir"), ("nothing", tmp_path / "b", "nothing")):
     assert convert.main(["halve", given, f"--out={place}"]) == 2 and said in capsys.readouterr().err
+    assert place == out or not place.exists()
   large = jax.tree.map(lambda a: a * 0 + 70_000, whole)
   folder.save(tmp_path / "large", "policy", folder.describe("scenes"), large)
   assert convert.main(["halve", str(tmp_path / "large"), f"--out={tmp_path / 'c'}"]) == 2
