@@ -283,5 +283,6 @@ def test_what_cannot_be_compared_is_refused(path, clips, qualities, tmp_path):
                                   for i, (text, one, spec) in enumerate(zip(texts, media, specs, strict=True))])
   with pytest.raises(UserError, match="of no prompt two pictures have different scores, .* generators that differ"):
     scenes_labels.make(same, brief=True)
+  assert {row["meta"]["task"] for row in records(same)} == {"image_pair", "image_point"}  # equal ones are labels, too
   with pytest.raises(UserError, match="rendered = 0.5 must be .* of brief labels; these are images, brief = True"):
     scenes_labels.make(path, brief=True, rendered=0.5)
