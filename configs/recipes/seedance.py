@@ -1,6 +1,6 @@
 """Seedance's RLHF (2506.09113) in Scenes: three rewards learned from clips with planted flaws, and their sum maximised.
-`seedance.py:PART`, of the generator (`base`), of it with each reward alone (`single`), or of its refiner in two steps
-(`refiner`) or one (`refiner_1`).
+`seedance.py:PART`, of the generator (`base`; `tuning`, without the second round), of it with each reward alone
+(`single`), or of its refiner in two steps (`refiner`) or one (`refiner_1`).
 
   python -m align.main --config=configs/recipes/seedance.py --workdir=runs/seedance
   python -m align.main --config=configs/recipes/seedance.py:single --workdir=runs/seedance_single
@@ -192,10 +192,10 @@ def refiners(few: int) -> dict:
   }
 
 
-def base() -> dict:
+def base(rounds: int = 2) -> dict:
   """The pipeline of the generator."""
   runs = arms()
-  runs |= feedback(runs["maximised"])
+  runs |= feedback(runs["maximised"]) if rounds > 1 else {}
   places = {"base": "clips", **{name: f"@{name}" for name in runs if name not in ("labels", "content_2")}}
   return {**rewards(), "pairs": pairs(), **runs, "evaluate": verdict(places)}
 
@@ -211,7 +211,8 @@ def refiner(few: int = 2) -> dict:
           "evaluate": judged}
 
 
-PIPELINES = {"base": base, "single": single, "refiner": refiner, "refiner_1": functools.partial(refiner, few=1)}
+PIPELINES = {"base": base, "tuning": functools.partial(base, rounds=1), "single": single, "refiner": refiner,
+             "refiner_1": functools.partial(refiner, few=1)}
 
 
 def get_config(how: str = "base"):

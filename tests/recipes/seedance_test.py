@@ -58,6 +58,13 @@ def runs_of(part: str) -> dict:
   return seedance.get_config(part).to_dict()["runs"]
 
 
+def test_rates_are_tuned_on_the_arms_of_one_round():
+  tuned, whole = runs_of("tuning"), runs_of("base")
+  second = {"labels", "content_2", "second", "longer"}
+  assert tuned["evaluate"].pop("arms").keys() == whole["evaluate"].pop("arms").keys() - second
+  assert tuned == {name: run for name, run in whole.items() if name not in second}
+
+
 def test_a_reward_alone_differs_from_all_in_that_alone_and_witnesses_are_maximised_by_none():
   runs = runs_of("single")
   assert runs["maximised"] == runs_of("base")["maximised"]
@@ -118,7 +125,8 @@ def test_the_refiner_begins_as_the_base_that_does_not_look_at_what_it_enlarges()
 
 
 def test_a_pipeline_that_there_is_not_is_refused():
-  with pytest.raises(ValueError, match="how = 'refine': 'refine' is not one of base, single, refiner, refiner_1;"):
+  with pytest.raises(ValueError, match="how = 'refine': 'refine' is not one of base, tuning, single, "
+                                         "refiner, refiner_1;"):
     seedance.get_config("refine")
 
 
