@@ -5,11 +5,12 @@
 
 One small judge learns from pictures, clips and answers, in pairs and in scores: from the generators' own pictures and
 clips, labelled by the exact detector in the place of people, and from answers about renders. It then builds preference
-data for other prompts, and DPO learns from them; prompts, of combinations that no training caption has, and the
-detector say what came of it. The first command is about pictures and answers, the second about clips, with the same
-judge; both are a run each of configs/sweeps/unified_reward.py, which trains it once. Pairs of pictures are made in
-four ways (rewards/judging/sift.py) at 20 answers of the judge a prompt, and learned from in as many updates; pairs of
-clips in the first:
+data from other samples, whose prompts name combinations that it has labels of, as all training captions do, and DPO
+learns from them; prompts of combinations that no training caption has, and the detector, say what came of it. The first
+command is about pictures and answers, the second about clips, with the same judge; both are a run each of
+configs/sweeps/unified_reward.py, which trains it once; `unified_reward.py:image,tuning` is what
+configs/sweeps/unified_tuning.py tries rates with. Pairs of pictures are made in four ways (rewards/judging/sift.py) at
+20 answers of the judge a prompt, and learned from in as many updates; pairs of clips in the first:
 
   two_stage  10 pictures, 5 comparisons of neighbours in both orders, 10 scores; the best of the winners against the
              worst of the losers, dropped unless better
@@ -18,9 +19,10 @@ clips in the first:
   random     2 pictures, neither judged nor ordered
 
 `control` is supervised training of the same compute, in passes of the network on one sample: updates (a pair takes 8,
-with the reference), and sampling as for the way that samples most. Passes of the judge are not counted. `talker` is a
-network that has learned to answer for a while: of 10 answers at temperature 0.7 to questions about other scenes the
-judge makes pairs in two stages, from which `answerer` learns, and both are examined (`asked`, `asked_again`).
+with the reference), and sampling as for the way that samples most. Passes of the judge are not counted, nor are its
+labels. `talker` is a network that has learned to answer for a while: of 10 answers at temperature 0.7 to questions
+about other scenes the judge makes pairs in two stages, from which `answerer` learns, and both are examined (`asked`,
+`asked_again`), on questions that have one right answer: of captions many are right.
 
 The judge reads 32 x 32 pixels, and the generators make 16 x 16: it sees them enlarged (`side`), as in its training.
 
@@ -47,24 +49,25 @@ import ml_collections
 from configs import common, judge_scenes
 
 CALLS, WAYS = 20, ("two_stage", "point", "pair", "random")  # answers of the judge to a prompt, and ways to make pairs
+TUNED = ("two_stage", "random")  # what rates and beta are chosen on
 BATCH, PAIR, TRAIN = 24, 8, 3    # pairs of an update, passes of a pair, and of a sample that is learned from
 LEARNED, COLUMNS, LENGTHS = 6000, (66, 108, 144), (40, 80, 128)  # the judge's updates, and sizes of what it learns from
 BETA = 300.0                     # of DPO of generators, chosen on seed 100 with pairs by the exact detector
 RENDERED = 0.3                   # share of renders among labelled pictures
 JUDGE = {"name": "unified", "model": "@judge", "dtype": "float32", "side": 32, "at_once": 80, "length": LENGTHS[-1]}
-ASKED = ("list", "caption", "count", "side")
+ASKED = ("list", "count", "side")
 TALKED, ANSWER = 300, (36, 24)   # updates of the answerer's base, columns of its questions and tokens of its answers
 GENERATORS = {  # what is aligned. labels: the stage of the judge's, its prompts, and its share of what the judge learns
                 # from; control: its batch; held: prompts of the verdict, and how often each is sampled
   "image": {
     "policy": common.SCENES, "start": "scenes", "data": {}, "questions": ("scenes_image_pair", "scenes_image_point"),
-    "labels": ("labels", 2400, 0.65), "rendered": RENDERED, "ways": WAYS, "prompts": 240, "samples": 20, "updates": 220,
+    "labels": ("labels", 2400, 0.65), "rendered": RENDERED, "ways": WAYS, "prompts": 480, "samples": 20, "updates": 220,
     "control": 48, "held": (common.held_out(480), 4),
   },
   "clip": {
     "policy": common.CLIPS, "start": "clips", "data": common.MOVING,
     "questions": ("scenes_video_pair", "scenes_video_point"),
-    "labels": ("clip_labels", 480, 0.2), "rendered": 0.0, "ways": WAYS[:1], "prompts": 160, "samples": 10,
+    "labels": ("clip_labels", 480, 0.2), "rendered": 0.0, "ways": WAYS[:1], "prompts": 320, "samples": 10,
     "updates": 150, "control": 32, "held": (common.held_out_clips(480), 2),
   },
 }
@@ -97,8 +100,8 @@ def judge() -> dict:
                             "policy": {**learned["policy"], "columns": COLUMNS, "length": LENGTHS}}}
 
 
-def generator(kind: str) -> dict:
-  """The runs that align one kind of generator, and their verdict."""
+def generator(kind: str, ways: tuple, seed: int = 0) -> dict:
+  """The runs that align one kind of generator, and their verdict on prompts of this seed."""
   spec = GENERATORS[kind]
   (held, samples), steps = spec["held"], spec["policy"]["steps"]
   plain = {"task": "train", "policy": spec["policy"], "start": {"policy": spec["start"]}, "log_every": 10,
@@ -106,22 +109,24 @@ def generator(kind: str) -> dict:
   passes = spec["updates"] * BATCH * PAIR + spec["prompts"] * spec["samples"] * (steps + 1)
   arms = {way: {**plain, "steps": spec["updates"], "batch": BATCH,
                 "data": {"name": "pairs", "path": f"@pairs/pairs/{way}"},
-                "algorithm": {"name": "dpo", "beta": BETA, "ema": 0.99}} for way in spec["ways"]}
+                "algorithm": {"name": "dpo", "beta": BETA, "ema": 0.99}} for way in ways}
   arms["control"] = {**plain, "steps": passes // (spec["control"] * TRAIN), "batch": spec["control"], "drop": 0.1,
                      "data": {"name": "scenes", "split": "train", "count": 20_000, **spec["data"]},
                      "algorithm": {"name": "sft", "ema": 0.99}}
   places = {"base": spec["start"], **{name: f"@{name}" for name in arms}}
   return {
-    "pairs": judges(spec["questions"], spec["ways"], common.REWARD, "exact", model=spec["start"], calls=CALLS,
+    "pairs": judges(spec["questions"], ways, common.REWARD, "exact", model=spec["start"], calls=CALLS,
                     samples=spec["samples"], batch=200, data=prompts(kind, spec["prompts"], seed=2)),
-    **arms, "evaluate": {**common.verdict(places, samples, primary="two_stage", baseline="base"), "data": held}}
+    **arms, "evaluate": {**common.verdict(places, samples, primary="two_stage", baseline="base"),
+                        "data": {**held, "seed": seed}}}
 
 
 def answerer() -> dict:
   """A network that answers, shared by all seeds, and DPO of it."""
   talker = judge_scenes.learned(TALKED, ASKED, judge_scenes.LR, *ANSWER, batch=16, data={"seed": 40_000}, seed=0)
   questions = {**judge_scenes.WORLD, "tasks": ASKED}
-  exam = {"task": "examine", "data": {**questions, "split": "test", "count": 800, "seed": judge_scenes.HELD}, "seed": 0}
+  exam = {"task": "examine", "seed": 0,
+          "data": {**questions, "split": "test", "count": 2400, "seed": judge_scenes.HELD}}
   told = {"judge": {**JUDGE, "answers": judge_scenes.MODEL}, "model": "@talker",
           "policy": {**talker["policy"], "temperature": 0.7}, "samples": 10, "batch": 80}
   return {
@@ -136,9 +141,11 @@ def answerer() -> dict:
   }
 
 
-def get_config(kind: str = "image"):
-  if kind not in GENERATORS:
-    raise ValueError(f"config unified_reward: {kind!r} is not one of {', '.join(GENERATORS)}; choose one of them")
-  runs = {**judge(), **generator(kind), **(answerer() if kind == "image" else {})}
+def get_config(how: str = "image"):
+  kind, part = common.picked(how, tuple(GENERATORS), ("whole", "tuning"))
+  if part == "tuning":  # on prompts of its own
+    more = generator(kind, tuple(way for way in GENERATORS[kind]["ways"] if way in TUNED), seed=1)
+  else:
+    more = {**generator(kind, GENERATORS[kind]["ways"]), **(answerer() if kind == "image" else {})}
   title = "UnifiedReward" if kind == "image" else f"UnifiedReward, {kind}s"
-  return ml_collections.ConfigDict({"task": "pipeline", "title": title, "seed": 0, "runs": runs})
+  return ml_collections.ConfigDict({"task": "pipeline", "title": title, "seed": 0, "runs": {**judge(), **more}})

@@ -2,7 +2,13 @@
 
   python -m launch.sweep --sweep=configs/sweeps/unified_reward.py --workdir=runs/unified_reward --jobs=2
 
-The judge, its labels and the answerer's base are the same for all runs; seeds are those of what is sampled and of DPO.
+The judge, its labels and the answerer's base are the same for all runs, and so are the prompts of pairs and of the
+verdict: seeds are those of what is sampled and of DPO, and intervals are about these alone. Of one run, they are over
+prompts, which of clips are 164 different ones of 29 combinations: too narrow. Candidates of pairs begin from other
+noise than the verdict's samples.
+
+What is decided beforehand: beta and rates (configs/sweeps/unified_tuning.py); a claim holds where its interval lies
+above 0 and its mean is at least .03.
 """
 from configs.recipes import unified_reward
 
@@ -18,18 +24,22 @@ def get_sweep():
   arm = lambda name: ["arms", name, "overall", "rate"]
   gain = lambda name: ["differences", f"two_stage - {name}", "overall", "difference"]
   claim = lambda text, path, **more: {"text": text, "paper": PAPER, "path": path, "runs": runs, "least": 0.03, **more}
-  right = lambda way: ["collected", "pairs", "ways", way, "audit", "right", "share"]
-  told = lambda stage, task: ["examined", stage, "scores", task, "accuracy"]
+  made = lambda way, *what: ["collected", "pairs", "ways", way, *what]
+  told = lambda stage, *task: ["examined", stage, *(("scores", *task) if task else ()), "accuracy"]
+  sampled = lambda seed, *stages: {"config.seed": seed, **{f"config.runs.{name}.seed": 1000 + seed for name in stages}}
   others = {"point": "points alone", "pair": "pairs alone", "control": "supervised training", "base": "the base"}
   common = {stage: f"common/{stage}" for stage in unified_reward.judge()}
   file = "configs/recipes/unified_reward.py"
   return {
     "config": file,
-    "runs": {**{name: {"config.seed": seed} for name, seed in zip(runs, SEEDS, strict=True)},
-             **{name: {"config": f"{file}:clip", "config.seed": 0} for name in clips}},
-    "share": {**{name: {**common, "talker": "common/talker"} for name in runs}, **{name: common for name in clips}},
+    "runs": {**{name: sampled(seed, "pairs", "answers") for name, seed in zip(runs, SEEDS, strict=True)},
+             **{name: {"config": f"{file}:clip", **sampled(0, "pairs")} for name in clips}},
+    "share": {**{name: {**common, **{stage: f"common/{stage}" for stage in ("talker", "asked")}} for name in runs},
+              **{name: common for name in clips}},
     "columns": {**{name: arm(name) for name in ("base", "control", "random", "point", "pair", "two_stage")},
-                "over random": gain("random"), "pairs that are right": right("two_stage")},
+                "over random": gain("random"),
+                **{f"{way}: {title}": made(way, *what) for way in unified_reward.WAYS for title, what in (
+                  ("pairs", ("pairs",)), ("right", ("audit", "right", "share")))}},
     "groups": {"pictures": runs, "clips": clips},
     "claims": [
       claim("Pairs by ranking and then sifting teach a generator of pictures more than random pairs do", gain("random"),
@@ -37,7 +47,9 @@ def get_sweep():
       *[claim(f"They teach it more than {text} at equal cost", gain(name)) for name, text in others.items()],
       *[claim(f"DPO on the judge's pairs makes a generator of clips better than {others[name]}", gain(name), runs=clips,
               paper=CLIPS) for name in ("base", "control")],
-      *[claim(f"DPO on them makes a network answer better: {task}", told("asked_again", task),
+      claim("DPO on the judge's pairs makes a network answer better", told("asked_again"), minus=told("asked"),
+            paper=ANSWERS),
+      *[claim(f"DPO on the judge's pairs makes a network answer better: {task}", told("asked_again", task),
               minus=told("asked", task), paper=ANSWERS) for task in unified_reward.ASKED],
     ],
   }

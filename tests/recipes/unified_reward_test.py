@@ -115,10 +115,13 @@ def test_every_run_of_the_sweep_has_the_same_judge(runs, clips):
   made = sweep.load(SWEEP)
   shared = {"labels", "clip_labels", "judge"}
   assert {name: set(places) for name, places in made["share"].items()} == {
-    **{f"seed{seed}": shared | {"talker"} for seed in range(5)}, "clips0": shared}
-  assert all(runs[name]["seed"] is not None for name in (*shared, "talker"))
+    **{f"seed{seed}": shared | {"talker", "asked"} for seed in range(5)}, "clips0": shared}
+  assert all(runs[name]["seed"] is not None for name in (*shared, "talker", "asked"))
   assert {name: runs[name] for name in shared} == {name: clips[name] for name in shared}
   assert [one["config.seed"] for one in made["runs"].values()] == [*range(5), 0]
+  begun = {one[f"config.runs.{stage}.seed"] for one in made["runs"].values() for stage in ("pairs", "answers")
+           if f"config.runs.{stage}.seed" in one}
+  assert begun == {*range(1000, 1005)}  # other noise than the verdict's
   assert made["runs"]["clips0"]["config"] == f"{FILE}:clip"
   first, *others = claims.read(SWEEP)
   assert first.primary and first.path == ["differences", "two_stage - random", "overall", "difference"]
@@ -126,8 +129,19 @@ def test_every_run_of_the_sweep_has_the_same_judge(runs, clips):
   assert about == ["two_stage - base", "two_stage - control"]
 
 
+@pytest.mark.parametrize("kind", ["image", "clip"])
+def test_beta_is_tuned_on_the_same_runs_of_fewer_ways_and_on_other_prompts(kind):
+  whole, tuned = (build.resolve(config.load(f"{FILE}:{kind}{part}"))["runs"] for part in ("", ",tuning"))
+  verdict, other = tuned.pop("evaluate"), whole.pop("evaluate")
+  assert verdict.pop("data") == {**other.pop("data"), "seed": 1}
+  arms = verdict.pop("arms")
+  assert arms == {name: other["arms"][name] for name in arms} and {**verdict, "arms": other["arms"]} == other
+  assert tuned["pairs"].pop("ways") == tuple(way for way in recipe.TUNED if way in arms) and whole["pairs"].pop("ways")
+  assert tuned == {name: whole[name] for name in tuned} and {*tuned} >= {*recipe.judge(), "pairs", "control"}
+
+
 def test_another_kind_is_refused():
-  with pytest.raises(ValueError, match="config unified_reward: 'clips' is not one of image, clip; choose one of them"):
+  with pytest.raises(ValueError, match="how = 'clips': 'clips' is not one of image, clip, whole, tuning; choose of"):
     recipe.get_config("clips")
 
 
