@@ -4,7 +4,9 @@ The network of scenes_scorer.py looks at each frame by itself; a caption's thing
 its probabilities: whether a thing of that shape and colour is there, mean over the frames, and how its soft place moves
 along the asked direction, a line fitted over the frames by least squares. The exact verdict (scenes/clip.py) is the
 reference, this is its smooth stand-in for reward gradients. Places are known to a cell of 8 only. Trained by `fit` on
-renders, or by `compare` on pairs, through the same parameters. Left out: things that pass out of sight.
+renders, or by `compare` on pairs, through the same parameters. The product of the parts is as strict as the exact
+verdict and has hardly a gradient where a clip is wrong in two of them; their mean has. Left out: things that pass out
+of sight.
 """
 import functools
 
@@ -18,6 +20,7 @@ from rewards.scenes import clip
 from rewards.scenes_scorer import CENTRE, KINDS, Net, check, labels, learned, stacked
 
 THINGS = 2
+TOTALS = {"product": lambda parts: jnp.prod(jnp.stack(parts), 0), "mean": lambda parts: jnp.stack(parts).mean(0)}
 BLUR = .04  # of a way, in sides: how sharp the bounds of what counts as moving, and as quick, are
 SIDEWAYS = np.sqrt(1 - .8 ** 2) / .8  # what clip.py allows beside the way
 
@@ -66,9 +69,15 @@ def judged(probabilities, things: dict, sharpness: float) -> dict:
   return {"present": used(there), "straight": used(jax.nn.sigmoid((along - least) / BLUR)), "speed": used(speed)}
 
 
-def make(size: int = 16, width: int = 32, sharpness: float = 6.0, noise: float = 0.1) -> Reward:
-  """The reward of clips [B F H W 3] in [0, 1]; `total` is the product of the parts. Options as in scenes_scorer.py."""
+def make(size: int = 16, width: int = 32, sharpness: float = 6.0, noise: float = 0.1,
+         total: str = "product") -> Reward:
+  """The reward of clips [B F H W 3] in [0, 1]; `total` is the "product" or the "mean" of the parts. Other options as in
+  scenes_scorer.py.
+
+  Raises: ValueError for another total, and as scenes_scorer.py."""
   check(size, width)
+  if total not in TOTALS:
+    raise ValueError(f"total = {total!r} is not one of {', '.join(TOTALS)}; choose one of them")
   net = Net(width)
 
   def init(key):
@@ -87,8 +96,8 @@ def make(size: int = 16, width: int = 32, sharpness: float = 6.0, noise: float =
 
   def score(view, batch, media, keys):
     parts = judged(jax.nn.softmax(logits(view, media)), batch["things"], sharpness)
-    total = parts["present"] * parts["straight"] * parts["speed"]
-    return Scores(total, parts, jnp.isfinite(total))
+    whole = TOTALS[total](list(parts.values()))
+    return Scores(whole, parts, jnp.isfinite(whole))
 
   def fit(view, batch, keys):
     loss, right = learned(functools.partial(logits, view), batch, keys, noise)

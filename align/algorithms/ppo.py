@@ -6,10 +6,12 @@ a setting of it: lam 1, kl "v", one value per state of the chain.
 
 The reward comes at the end and is not discounted. Advantages are normalised over the experience. The role `value` is
 trained with the policy: set trained to "^(policy|value)/"; it begins at V = 0, so that the first A is the reward
-itself, normalised. Clip ranges are those of grpo.py. Published: DPOK ddim eta 1, 50 steps, guidance 7.5, beta .01 with
-A scaled by 10, clip 1e-4, value lr 1e-4 with updates of its own; PPO clip .2 on sums, lam .95.
-Left out: separate updates, a replay buffer and a learning rate for the value (optim has multipliers by name), clipping
-of the value's own change, DPOK's clamp without maximum.
+itself, normalised. Where prompts differ more than samples of one do, V is busy with the prompts for long: `centre`
+takes the mean over its samples away from each prompt's rewards, and V learns the rest. Clip ranges are those of
+grpo.py. Published: DPOK ddim eta 1, 50 steps, guidance 7.5, beta .01 with A scaled by 10, clip 1e-4, value lr 1e-4 with
+updates of its own; PPO clip .2 on sums, lam .95.
+Left out: separate updates, a replay buffer and a learning rate for the value, clipping of the value's own change,
+DPOK's clamp without maximum.
 """
 import jax
 import jax.numpy as jnp
@@ -48,11 +50,11 @@ def example(policy) -> tuple:
 def make(policy, reward=None, *, group: int = 1, micro: int = 1, steps: int = 10, eta: float = 0.7, lam: float = 0.95,
          width: int = 32, value: float = 0.5, clip: float = 1e-4, ratio: str = "plain", beta: float = 0.0,
          kl: str = "code", updates: int = 1, epochs: int = 1, delta: float = 1e-4, advantage_clip: float = 5.0,
-         recompute: bool = False, ema: float | None = None) -> Algorithm:
+         centre: bool = False, recompute: bool = False, ema: float | None = None) -> Algorithm:
   """The policy's kernel must be noisy; with a deterministic one `on_policy_gap` is infinite and the run stops.
 
   Args: lam: of the generalised advantage; 1 is return minus value. width: of the value network. value: weight of its
-    loss. group may be 1: nothing is compared within a prompt. The others are those of grpo.
+    loss. group may be 1: nothing is compared within a prompt, but with `centre`. The others are those of grpo.
   """
   base.check_parts("ppo", policy=policy, reward=reward)
   base.check_diffusion("ppo", policy)
@@ -60,6 +62,8 @@ def make(policy, reward=None, *, group: int = 1, micro: int = 1, steps: int = 10
     base.check_choice(name, given, allowed)
   for name, given, least in (("updates", updates, 1), ("epochs", epochs, 1), ("width", width, 1), ("steps", steps, 2)):
     base.check_least(name, given, least, "see the defaults")
+  if centre:
+    base.check_group("ppo with centre", group)
   if not 0 <= lam <= 1:
     raise ValueError(f"lam = {lam} must be in [0, 1]; .95 is usual, 1 is DPOK")
   if not clip > 0 or not value > 0:
@@ -82,6 +86,9 @@ def make(policy, reward=None, *, group: int = 1, micro: int = 1, steps: int = 10
 
   def select(params, memory, rollout, scores, batch, key):
     total = jnp.where(scores.valid, scores.total, 0.0)
+    if centre:
+      mean, _ = advantage.moments(base.rows(total, group), base.rows(scores.valid, group), -1)
+      total = jnp.where(scores.valid, (base.rows(total, group) - mean).reshape(-1), 0.0)
     a, target = generalised(valued(params, rollout), total, lam)
     valid = jnp.broadcast_to(scores.valid[:, None], a.shape)
     mean, std = advantage.moments(a, valid)

@@ -8,6 +8,7 @@ from small import STEPS, G, P, batch_of, experience, gradient, params_of, policy
 
 from align.algorithms import base, grpo, ppo
 from diffusion.nets import value
+from rewards.core import Scores
 
 
 def with_value(method, params):
@@ -46,6 +47,26 @@ def test_the_value_begins_at_zero_and_the_policy_follows_reinforce():
   assert metrics["on_policy_gap"] < 2e-6 and "kl_old" in metrics and "kl" not in metrics
   near = ppo.make(made, reward(), group=G, steps=STEPS, lam=1.0, beta=0.5)
   assert gradient(near, params, batch)[1]["kl"] > 0
+
+
+def test_centred_rewards_are_compared_within_their_prompt_and_masked_ones_do_not_count():
+  made = policy()
+  params = params_of(made, 0.1)
+  method = ppo.make(made, reward(), group=G, steps=STEPS, lam=1.0, centre=True)
+  params = with_value(method, params)
+  _, rollout, _ = experience(method, made, params)
+  total = np.random.default_rng(0).normal(size=P * G).astype(np.float32)
+  valid = np.ones(P * G, bool)
+  valid[1] = False
+  found = lambda total: method.select(params, (), rollout, Scores(jnp.asarray(total), {}, jnp.asarray(valid)),
+                                      batch_of(made), jax.random.key(0))[0]
+  kept = np.where(valid, total, np.nan).reshape(P, G)
+  want = np.nan_to_num(kept - np.nanmean(kept, 1, keepdims=True)).reshape(-1)
+  np.testing.assert_allclose(found(total)["target"][:, 0], want, atol=1e-6)
+  shifted = total + np.repeat(np.arange(P, dtype=np.float32) * 10, G)  # prompts of other difficulty change nothing
+  np.testing.assert_allclose(found(shifted)["advantage"], found(total)["advantage"], atol=1e-4)
+  with pytest.raises(ValueError, match="group = 1 must be at least 2; 'ppo with centre' compares the samples"):
+    ppo.make(made, reward(), group=1, centre=True)
 
 
 def test_the_value_learns_its_targets_and_leaves_the_policy_alone():

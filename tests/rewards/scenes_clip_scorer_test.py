@@ -62,8 +62,9 @@ def test_the_way_is_the_line_fitted_by_least_squares():
   np.testing.assert_allclose(np.asarray(scenes_clip_scorer.moved(jnp.asarray(found)))[:, 0, 0], want, atol=1e-5)
 
 
-def test_the_gradient_is_that_of_finite_differences():
-  made = scenes_clip_scorer.make(width=8)
+@pytest.mark.parametrize("total", ["product", "mean"])
+def test_the_gradient_is_that_of_finite_differences(total):
+  made = scenes_clip_scorer.make(width=8, total=total)
   media, texts, specs = scenes.clip.batch(1, 0, 3, frames=3)
   view = made.init(jax.random.key(0))
   batch = {"things": made.prepare({"prompt": texts, "meta": specs})["things"]}
@@ -74,6 +75,15 @@ def test_the_gradient_is_that_of_finite_differences():
   numeric = (score(x + step * direction) - score(x - step * direction)) / (2 * step)
   assert float(jnp.abs(slope).max()) > 0
   np.testing.assert_allclose(float((slope * direction).sum()), float(numeric), rtol=0.05)
+
+
+def test_a_mean_still_pulls_where_two_parts_are_wrong():
+  """A clip of another thing that moves elsewhere: the product is flat there, the mean of the parts is not."""
+  parts = {"present": 1e-3, "straight": 2e-3, "speed": 0.9}
+  slope = {name: jax.grad(lambda p, total=total: total(list(p.values())))(parts)["present"]
+           for name, total in scenes_clip_scorer.TOTALS.items()}
+  np.testing.assert_allclose(slope["product"], 2e-3 * 0.9, rtol=1e-5)
+  np.testing.assert_allclose(slope["mean"], 1 / 3, rtol=1e-6)
 
 
 def test_fit_falls_to_zero_on_perfect_logits():
@@ -99,3 +109,5 @@ def test_refusals():
     scenes_clip_scorer.make(size=20)
   with pytest.raises(ValueError, match="width = 12 must be a positive multiple of 8"):
     scenes_clip_scorer.make(width=12)
+  with pytest.raises(ValueError, match="total = 'sum' is not one of product, mean; choose one of them"):
+    scenes_clip_scorer.make(total="sum")
