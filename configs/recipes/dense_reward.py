@@ -9,13 +9,15 @@ from one prompt alone, and is asked for it and for another in which one object d
 of as many forward passes of the network; the base. A gradient counts as two passes more, a score as one. `swap` shows
 where along the chain of the base an image is decided (align/swap.py). Rewards and verdict are exact rules.
 
-Hardware: two CPU cores; `multi` took 23 to 32 minutes of one, beside other work; `single` was not run whole yet.
+Hardware: two CPU cores; `multi` took 23 to 32 minutes of one, beside other work; `single` has as many passes.
 
 What came out of `multi` over five seeds (configs/sweeps/dense_reward.py; t-intervals): .9 succeeds on .459, 1 on .432,
 the base on .373, the control on .380, .5 on .246. So .9 beats the base by .086 +- .070 and the control by .079 +- .064,
 and 1 by .027 +- .059: better on four seeds of five, worse by .056 on the other, which decides nothing. It keeps .805 +-
 .096 of the base's diversity. Of prompts that are swapped on the way (240, five seeds) the fifth of ten steps turns the
-balance: swapped after four, .28 meet the second prompt and .10 the first; after five, .12 and .14.
+balance: swapped after four, .28 meet the second prompt and .10 the first; after five, .12 and .14. At the first seed
+alone (differences to .03 over prompts), 1, .95, .9, .8, .7 and .5 come to .417, .527, .478, .417, .316 and .190: the
+best lies between. Of one prompt it is otherwise: .5 comes to .915, 1 to .792, .9 to .752, from .490 (to .05, one seed).
 
 As published: ten stages with chains of their own; groups of 12 (5) of which 5 are kept at even ranks, pairs of them;
 clips of 8.19 (1.64) nats, scales of 12.5 (10) at 16,384 elements, 1 (3) steps of a chain, 32 (4) pairs an update.

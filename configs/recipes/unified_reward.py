@@ -2,15 +2,16 @@
 
   python -m align.main --config=configs/recipes/unified_reward.py --workdir=runs/unified_reward
   python -m align.main --config=configs/recipes/unified_reward.py:clip --workdir=runs/unified_reward_clip
+  python -m align.main --config=configs/recipes/unified_reward.py:answer --workdir=runs/unified_reward_answer
 
 One small judge learns from pictures, clips and answers, in pairs and in scores: from the generators' own pictures and
 clips, labelled by the exact detector in the place of people, and from answers about renders. It then builds preference
 data from other samples, whose prompts name combinations that it has labels of, as all training captions do, and DPO
 learns from them; prompts of combinations that no training caption has, and the detector, say what came of it. The first
-command is about pictures and answers, the second about clips, with the same judge; both are a run each of
+command is about pictures, the others about clips and about answers, with the same judge; all are runs of
 configs/sweeps/unified_reward.py, which trains it once; `unified_reward.py:image,tuning` is what
 configs/sweeps/unified_tuning.py tries rates with. Pairs of pictures are made in four ways (rewards/judging/sift.py) at
-20 answers of the judge a prompt, and learned from in as many updates; pairs of clips in the first:
+20 answers of the judge a prompt, and learned from in as many updates; pairs of clips and of answers in the first:
 
   two_stage  10 pictures, 5 comparisons of neighbours in both orders, 10 scores; the best of the winners against the
              worst of the losers, dropped unless better
@@ -20,43 +21,39 @@ configs/sweeps/unified_tuning.py tries rates with. Pairs of pictures are made in
 
 `control` is supervised training of the same compute, in passes of the network on one sample: updates (a pair takes 8,
 with the reference), and sampling as for the way that samples most. Passes of the judge are not counted, nor are its
-labels. `talker` is a network that has learned to answer for a while: of 10 answers at temperature 0.7 to questions
-about other scenes the judge makes pairs in two stages, from which `answerer` learns, and both are examined (`asked`,
-`asked_again`), on questions that have one right answer: of captions many are right.
+labels. `talker` is a network that knows what pictures show and has only begun to answer: of 10 answers at temperature
+0.7 to questions about other scenes the judge makes pairs, from which `answerer` learns, and both are examined (`asked`,
+`asked_again`), on questions that have one right answer: of captions many are right, and lists are beyond the judge.
 
 The judge reads 32 x 32 pixels, and the generators make 16 x 16: it sees them enlarged (`side`), as in its training.
 
-Hardware: two CPU cores. By estimate, from seconds of a core: .01 to sample a picture, .045 a clip, a pass of their
-networks .0014 and .005, .02 for what the judge writes of a picture, .03 of two, .03 and .05 of clips: half an hour for
-the judge, once, after ten minutes for its labels; under twenty-five for a seed of pictures and answers, fourteen of
-clips, of which compiling takes two. It was not run whole yet.
+Hardware: two CPU cores. The judge took half an hour of one, once, after five minutes for its labels; a seed of pictures
+takes half an hour, clips as long, answers ten minutes.
 
-An earlier judge learned from 1,273 pairs of 600 prompts, beside four times as many questions about renders, and wrote
-only whether what is asked for is there: after 2,500 updates of 32 it saw 95 of 96 things that are there and 39 of 65
-that are not, on other renders; of 600 pictures of the base, 63 % of them right, its scores had AUC .56, and .127 of the
-comparisons between different ones were decided, .938 of these rightly. So there are four times as many prompts now,
-mostly the generator's own pictures, and the judge first writes all that it sees in one, and where
-(datasets/scenes_labels.py). Of 60 prompts, with renders, scores of 5 are .50 of the labels, 4 .19, 3 .22 and less .09;
-of pairs the first is better in .35, equally good in .28, worse in .37; of 20 prompts of clips 5 are .42, 4 .20, 2 .35,
-and of pairs .39, .25, .35. What such a judge sees has not been measured yet.
+What the judge sees, on 60 prompts to learn from whose pictures it has no labels of (600 of the base, .64 of them
+right): its scores have AUC .867, of positions .70; of what is asked for and there it says so in .95, of what is not in
+.80. Of comparisons between different pictures .69 are decided, in .105 it prefers the first place, and .85 of the
+decided are right. What it writes of all that it sees is right to the word in .59. Four times as many labelled prompts
+and writing all that it sees, in place of what is asked for, made this of an AUC of .56 with .13 of the comparisons
+decided. Of 480 prompts it makes 279 pairs in two stages, of which .763 are better, .222 equal and .014 worse by the
+exact detector.
 
-What a judge without error would give, on seed 100 alone, of 480 prompts: from .603 of the base `point` comes to .657
-with the exact detector in the judge's place (beta 300; 1000: .638, at three times the rate .615), `random`, at 1000,
-to .605.
+Beta and rate were chosen for `two_stage` on seed 100 and other held-out prompts: from .608 of the base, beta 300, 100
+and 30 come to .623, .648 and .643 at 3e-4, 300 and 100 to .583 and .511 at 1e-3. With the exact detector in the judge's
+place `point` came to .657 from .603, with half as many prompts and beta 300.
 """
 import ml_collections
 
 from configs import common, judge_scenes
 
 CALLS, WAYS = 20, ("two_stage", "point", "pair", "random")  # answers of the judge to a prompt, and ways to make pairs
-TUNED = ("two_stage", "random")  # what rates and beta are chosen on
 BATCH, PAIR, TRAIN = 24, 8, 3    # pairs of an update, passes of a pair, and of a sample that is learned from
 LEARNED, COLUMNS, LENGTHS = 6000, (66, 108, 144), (40, 80, 128)  # the judge's updates, and sizes of what it learns from
-BETA = 300.0                     # of DPO of generators, chosen on seed 100 with pairs by the exact detector
+BETA = 100.0                     # of DPO of generators, see configs/sweeps/unified_tuning.py
 RENDERED = 0.3                   # share of renders among labelled pictures
 JUDGE = {"name": "unified", "model": "@judge", "dtype": "float32", "side": 32, "at_once": 80, "length": LENGTHS[-1]}
-ASKED = ("list", "count", "side")
-TALKED, ANSWER = 300, (36, 24)   # updates of the answerer's base, columns of its questions and tokens of its answers
+ASKED = ("colour", "shape", "count", "there")
+TALKED, ANSWER = 300, (36, 4)    # updates of the answerer's base, columns of its questions and tokens of its answers
 GENERATORS = {  # what is aligned. labels: the stage of the judge's, its prompts, and its share of what the judge learns
                 # from; control: its batch; held: prompts of the verdict, and how often each is sampled
   "image": {
@@ -100,9 +97,10 @@ def judge() -> dict:
                             "policy": {**learned["policy"], "columns": COLUMNS, "length": LENGTHS}}}
 
 
-def generator(kind: str, ways: tuple, seed: int = 0) -> dict:
-  """The runs that align one kind of generator, and their verdict on prompts of this seed."""
+def generator(kind: str, tuning: bool = False) -> dict:
+  """The runs that align one kind of generator, and their verdict; for tuning in two stages alone, on other prompts."""
   spec = GENERATORS[kind]
+  ways = spec["ways"][:1] if tuning else spec["ways"]
   (held, samples), steps = spec["held"], spec["policy"]["steps"]
   plain = {"task": "train", "policy": spec["policy"], "start": {"policy": spec["start"]}, "log_every": 10,
            "optim": {"name": "adamw", "lr": 3e-4, "decay": "linear"}}
@@ -113,24 +111,27 @@ def generator(kind: str, ways: tuple, seed: int = 0) -> dict:
   arms["control"] = {**plain, "steps": passes // (spec["control"] * TRAIN), "batch": spec["control"], "drop": 0.1,
                      "data": {"name": "scenes", "split": "train", "count": 20_000, **spec["data"]},
                      "algorithm": {"name": "sft", "ema": 0.99}}
+  if tuning:
+    del arms["control"]
   places = {"base": spec["start"], **{name: f"@{name}" for name in arms}}
   return {
     "pairs": judges(spec["questions"], ways, common.REWARD, "exact", model=spec["start"], calls=CALLS,
                     samples=spec["samples"], batch=200, data=prompts(kind, spec["prompts"], seed=2)),
     **arms, "evaluate": {**common.verdict(places, samples, primary="two_stage", baseline="base"),
-                        "data": {**held, "seed": seed}}}
+                        "data": {**held, "seed": int(tuning)}}}
 
 
 def answerer() -> dict:
-  """A network that answers, shared by all seeds, and DPO of it."""
-  talker = judge_scenes.learned(TALKED, ASKED, judge_scenes.LR, *ANSWER, batch=16, data={"seed": 40_000}, seed=0)
+  """A network that has learned what pictures show and just begun to answer, and DPO of it."""
+  made = judge_scenes.base()
+  talker = judge_scenes.learned(TALKED, ASKED, judge_scenes.LR, *ANSWER, batch=16, model="@model",
+                                data={"seed": 40_000}, start={"policy": "@see"})
   questions = {**judge_scenes.WORLD, "tasks": ASKED}
-  exam = {"task": "examine", "seed": 0,
-          "data": {**questions, "split": "test", "count": 2400, "seed": judge_scenes.HELD}}
+  exam = {"task": "examine", "data": {**questions, "split": "test", "count": 2400, "seed": judge_scenes.HELD}}
   told = {"judge": {**JUDGE, "answers": judge_scenes.MODEL}, "model": "@talker",
           "policy": {**talker["policy"], "temperature": 0.7}, "samples": 10, "batch": 80}
   return {
-    "talker": {**talker, "start": {"policy": judge_scenes.MODEL}},
+    "model": made["model"], "see": made["see"], "talker": talker,
     "answers": judges(("scenes_image_answers", "scenes_image_answer"), ("two_stage",),
                       {"name": "verdict", "model": judge_scenes.MODEL}, "accuracy",
                       data={**questions, "count": 360, "seed": 30_000}, **told),
@@ -142,10 +143,10 @@ def answerer() -> dict:
 
 
 def get_config(how: str = "image"):
-  kind, part = common.picked(how, tuple(GENERATORS), ("whole", "tuning"))
-  if part == "tuning":  # on prompts of its own
-    more = generator(kind, tuple(way for way in GENERATORS[kind]["ways"] if way in TUNED), seed=1)
+  kind, part = common.picked(how, (*GENERATORS, "answer"), ("whole", "tuning"))
+  if kind == "answer":
+    more = answerer()
   else:
-    more = {**generator(kind, GENERATORS[kind]["ways"]), **(answerer() if kind == "image" else {})}
+    more = generator(kind, part == "tuning")
   title = "UnifiedReward" if kind == "image" else f"UnifiedReward, {kind}s"
   return ml_collections.ConfigDict({"task": "pipeline", "title": title, "seed": 0, "runs": {**judge(), **more}})

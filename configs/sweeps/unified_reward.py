@@ -2,10 +2,10 @@
 
   python -m launch.sweep --sweep=configs/sweeps/unified_reward.py --workdir=runs/unified_reward --jobs=2
 
-The judge, its labels and the answerer's base are the same for all runs, and so are the prompts of pairs and of the
-verdict: seeds are those of what is sampled and of DPO, and intervals are about these alone. Of one run, they are over
-prompts, which of clips are 164 different ones of 29 combinations: too narrow. Candidates of pairs begin from other
-noise than the verdict's samples.
+The judge and its labels are the same for all runs, and so are the prompts of pairs and of the verdict: seeds are those
+of what is sampled and of DPO, and intervals are about these alone. Of one run, they are over prompts, which of clips
+are 164 different ones of 29 combinations: too narrow. Candidates of pairs begin from other noise than the verdict's
+samples.
 
 What is decided beforehand: beta and rates (configs/sweeps/unified_tuning.py); a claim holds where its interval lies
 above 0 and its mean is at least .03.
@@ -20,7 +20,7 @@ ANSWERS = "LLaVA-OneVision-7B, LLaVA-Bench 90.3 to 101.4 (2503.05236)"
 
 
 def get_sweep():
-  runs, clips = [f"seed{seed}" for seed in SEEDS], ["clips0"]
+  runs, clips, answers = [f"seed{seed}" for seed in SEEDS], ["clips0"], ["answers0"]
   arm = lambda name: ["arms", name, "overall", "rate"]
   gain = lambda name: ["differences", f"two_stage - {name}", "overall", "difference"]
   claim = lambda text, path, **more: {"text": text, "paper": PAPER, "path": path, "runs": runs, "least": 0.03, **more}
@@ -32,15 +32,16 @@ def get_sweep():
   file = "configs/recipes/unified_reward.py"
   return {
     "config": file,
-    "runs": {**{name: sampled(seed, "pairs", "answers") for name, seed in zip(runs, SEEDS, strict=True)},
-             **{name: {"config": f"{file}:clip", **sampled(0, "pairs")} for name in clips}},
-    "share": {**{name: {**common, **{stage: f"common/{stage}" for stage in ("talker", "asked")}} for name in runs},
-              **{name: common for name in clips}},
+    "runs": {**{name: sampled(seed, "pairs") for name, seed in zip(runs, SEEDS, strict=True)},
+             clips[0]: {"config": f"{file}:clip", **sampled(0, "pairs")},
+             answers[0]: {"config": f"{file}:answer", **sampled(0, "answers")}},
+    "share": dict.fromkeys((*runs, *clips, *answers), common),
     "columns": {**{name: arm(name) for name in ("base", "control", "random", "point", "pair", "two_stage")},
                 "over random": gain("random"),
                 **{f"{way}: {title}": made(way, *what) for way in unified_reward.WAYS for title, what in (
-                  ("pairs", ("pairs",)), ("right", ("audit", "right", "share")))}},
-    "groups": {"pictures": runs, "clips": clips},
+                  ("pairs", ("pairs",)), ("right", ("audit", "right", "share")))},
+                "asked": told("asked"), "asked again": told("asked_again")},
+    "groups": {"pictures": runs, "clips": clips, "answers": answers},
     "claims": [
       claim("Pairs by ranking and then sifting teach a generator of pictures more than random pairs do", gain("random"),
             primary=True),
@@ -48,8 +49,8 @@ def get_sweep():
       *[claim(f"DPO on the judge's pairs makes a generator of clips better than {others[name]}", gain(name), runs=clips,
               paper=CLIPS) for name in ("base", "control")],
       claim("DPO on the judge's pairs makes a network answer better", told("asked_again"), minus=told("asked"),
-            paper=ANSWERS),
+            runs=answers, paper=ANSWERS),
       *[claim(f"DPO on the judge's pairs makes a network answer better: {task}", told("asked_again", task),
-              minus=told("asked", task), paper=ANSWERS) for task in unified_reward.ASKED],
+              minus=told("asked", task), runs=answers, paper=ANSWERS) for task in unified_reward.ASKED],
     ],
   }

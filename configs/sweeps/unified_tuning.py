@@ -1,28 +1,26 @@
-"""Beta and the control's rate of UnifiedReward in Scenes, on a seed and on prompts that the comparison does not use.
+"""Beta and the learning rate of UnifiedReward's DPO in Scenes, on a seed and prompts that the comparison does not use.
 
   python -m launch.sweep --sweep=configs/sweeps/unified_tuning.py --workdir=runs/unified_reward --jobs=2
 
-The best verdict of `two_stage` decides on beta, for all ways and for clips, too; that of `control` on its rate. In the
-workdir of the comparison the judge is trained once for both.
+The best verdict of `two_stage` decides, for all ways of making pairs and for clips, too. In the workdir of the
+comparison the judge is trained once for both.
 
-Hardware: two CPU cores, a quarter of an hour by estimate, beside the judge.
+Hardware: two CPU cores, a quarter of an hour, beside the judge.
 """
 from configs.recipes import unified_reward
 
-SEED, BETAS, RATES = 100, (300.0, 1000.0), (3e-4, 1e-3)
+SEED, TRIED = 100, ((300.0, 3e-4), (100.0, 3e-4), (30.0, 3e-4), (300.0, 1e-3), (100.0, 1e-3))
 
 
 def get_sweep():
-  arms = (*unified_reward.TUNED, "control")
-  made = lambda way, *what: ["collected", "pairs", "ways", way, *what]
-  chosen = lambda beta, lr: {"config.seed": SEED, "config.runs.control.optim.lr": lr,
-                             **{f"config.runs.{way}.algorithm.beta": beta for way in unified_reward.TUNED}}
-  runs = {f"beta_{beta:g}": chosen(beta, lr) for beta, lr in zip(BETAS, RATES, strict=True)}
+  made = lambda *what: ["collected", "pairs", "ways", "two_stage", *what]
+  runs = {f"beta_{beta:g}_{lr:g}": {"config.seed": SEED, "config.runs.two_stage.algorithm.beta": beta,
+                                    "config.runs.two_stage.optim.lr": lr} for beta, lr in TRIED}
   return {
     "config": "configs/recipes/unified_reward.py:image,tuning", "runs": runs,
     "share": {name: {**{stage: f"common/{stage}" for stage in unified_reward.judge()}, "pairs": "tuning/pairs"}
               for name in runs},
-    "columns": {**{arm: ["arms", arm, "overall", "rate"] for arm in ("base", *arms)},
-                **{f"{way}: {title}": made(way, *what) for way in unified_reward.TUNED for title, what in (
-                  ("pairs", ("pairs",)), ("right", ("audit", "right", "share")))}},
+    "columns": {**{arm: ["arms", arm, "overall", "rate"] for arm in ("base", "two_stage")},
+                "diversity kept": ["diversity_ratio", "value"], "pairs": made("pairs"),
+                "right": made("audit", "right", "share")},
   }

@@ -31,6 +31,11 @@ def clips():
   return build.resolve(config.load(f"{FILE}:clip"))["runs"]
 
 
+@pytest.fixture(scope="module")
+def told():
+  return build.resolve(config.load(f"{FILE}:answer"))["runs"]
+
+
 def test_constructions_differ_in_their_pairs_alone(runs):
   arms = {way: runs[way] for way in recipe.WAYS}
   assert {way: run["data"].pop("path") for way, run in arms.items()} == {
@@ -69,8 +74,14 @@ def test_prompts_and_scenes_are_never_those_of_another_stage(runs, clips):
     assert len({seed for _, seed in noise[:2]} & set(range(5))) == 0  # nor the noise of a seed of the sweep
     assert noise[2][0] not in (noise[0][0], noise[1][0]) and made["evaluate"]["data"]["split"] == "test"
     assert {made[name]["data"]["split"] for name in ("labels", "clip_labels", "pairs", "control")} == {"train"}
-  asked = [runs[name]["data"]["seed"] for name in ("answers", "asked")] + [mixture(runs)[-1]["seed"]]
-  assert len(set(asked)) == 3 and runs["asked"]["data"] == runs["asked_again"]["data"]
+  assert "talker" not in runs
+
+
+def test_questions_are_never_those_of_another_stage(told):
+  asked = [told[name]["data"].get("seed", 0) for name in ("see", "talker", "answers", "asked")]
+  assert len({*asked, mixture(told)[-1]["seed"]}) == 5 and told["asked"]["data"] == told["asked_again"]["data"]
+  assert [told[name]["model"] for name in ("asked", "asked_again")] == ["@talker", "@answerer"]
+  assert told["answers"]["ways"] == ("two_stage",) and told["answerer"]["start"] == {"policy": "@talker"}
 
 
 def mixture(runs):
@@ -81,7 +92,7 @@ def mixture(runs):
   return out
 
 
-def test_the_judge_learns_from_what_both_generators_make_and_from_answers(runs):
+def test_the_judge_learns_from_what_both_generators_make_and_from_answers(runs, told):
   labels = mixture(runs)
   assert [one.get("path") for one in labels] == ["@clip_labels/pairs", "@labels/pairs", None]
   assert [runs[name]["model"] for name in ("clip_labels", "labels")] == ["clips", "scenes"]
@@ -90,7 +101,7 @@ def test_the_judge_learns_from_what_both_generators_make_and_from_answers(runs):
   own = (1 - labels[0]["share"]) * labels[1]["share"] * (1 - labels[1]["rendered"])
   assert own > 0.35 and min(one["count"] for one in labels[:2]) >= runs["judge"]["steps"] * runs["judge"]["batch"]
   policy = runs["judge"]["policy"]
-  asked = [runs[name]["rewards"][part]["length"] for name in ("pairs", "answers") for part in ("points", "rank")]
+  asked = [made["rewards"][part]["length"] for made in (runs["pairs"], told["answers"]) for part in ("points", "rank")]
   assert set(asked) == {policy["length"][-1]} and runs["judge"]["alike"]
 
 
@@ -111,14 +122,14 @@ def test_the_longest_that_a_judge_learns_to_write_has_room():
     assert recipe.LENGTHS[-2] < len(chat.turns(talk, [said])) <= recipe.LENGTHS[-1]
 
 
-def test_every_run_of_the_sweep_has_the_same_judge(runs, clips):
+def test_every_run_of_the_sweep_has_the_same_judge(runs, clips, told):
   made = sweep.load(SWEEP)
   shared = {"labels", "clip_labels", "judge"}
   assert {name: set(places) for name, places in made["share"].items()} == {
-    **{f"seed{seed}": shared | {"talker", "asked"} for seed in range(5)}, "clips0": shared}
-  assert all(runs[name]["seed"] is not None for name in (*shared, "talker", "asked"))
-  assert {name: runs[name] for name in shared} == {name: clips[name] for name in shared}
-  assert [one["config.seed"] for one in made["runs"].values()] == [*range(5), 0]
+    **{f"seed{seed}": shared for seed in range(5)}, "clips0": shared, "answers0": shared}
+  assert all(runs[name]["seed"] is not None for name in shared)
+  assert all(runs[name] == clips[name] == told[name] for name in shared)
+  assert [one["config.seed"] for one in made["runs"].values()] == [*range(5), 0, 0]
   begun = {one[f"config.runs.{stage}.seed"] for one in made["runs"].values() for stage in ("pairs", "answers")
            if f"config.runs.{stage}.seed" in one}
   assert begun == {*range(1000, 1005)}  # other noise than the verdict's
@@ -130,18 +141,18 @@ def test_every_run_of_the_sweep_has_the_same_judge(runs, clips):
 
 
 @pytest.mark.parametrize("kind", ["image", "clip"])
-def test_beta_is_tuned_on_the_same_runs_of_fewer_ways_and_on_other_prompts(kind):
+def test_beta_is_tuned_in_two_stages_alone_and_on_other_prompts(kind):
   whole, tuned = (build.resolve(config.load(f"{FILE}:{kind}{part}"))["runs"] for part in ("", ",tuning"))
   verdict, other = tuned.pop("evaluate"), whole.pop("evaluate")
   assert verdict.pop("data") == {**other.pop("data"), "seed": 1}
   arms = verdict.pop("arms")
   assert arms == {name: other["arms"][name] for name in arms} and {**verdict, "arms": other["arms"]} == other
-  assert tuned["pairs"].pop("ways") == tuple(way for way in recipe.TUNED if way in arms) and whole["pairs"].pop("ways")
-  assert tuned == {name: whole[name] for name in tuned} and {*tuned} >= {*recipe.judge(), "pairs", "control"}
+  assert tuned["pairs"].pop("ways") == ("two_stage",) and whole["pairs"].pop("ways")[0] == "two_stage"
+  assert {*tuned} == {*recipe.judge(), "pairs", "two_stage"} and tuned == {name: whole[name] for name in tuned}
 
 
 def test_another_kind_is_refused():
-  with pytest.raises(ValueError, match="how = 'clips': 'clips' is not one of image, clip, whole, tuning; choose of"):
+  with pytest.raises(ValueError, match="how = 'clips': 'clips' is not one of image, clip, answer, whole, tuning;"):
     recipe.get_config("clips")
 
 
@@ -151,6 +162,7 @@ TINY = {
   "judge": {"steps": 2, "batch": 8, "optim.warmup_steps": 1, "alike": 2},
   "pairs": {"data.count": 12, "samples": 4, "calls": 4, "batch": 48},
   **{way: {"steps": 2, "batch": 8} for way in recipe.WAYS}, "control": {"steps": 2, "batch": 8},
+  "see": {"steps": 2, "batch": 8, "optim.warmup_steps": 1},
   "talker": {"steps": 2, "batch": 8, "optim.warmup_steps": 1}, "answerer": {"steps": 2, "batch": 8},
   "answers": {"data.count": 12, "samples": 4, "batch": 48, "policy.temperature": 2.0},
   "asked": {"data.count": 8, "batch": 8}, "asked_again": {"data.count": 8, "batch": 8},
@@ -160,14 +172,14 @@ TINY = {
 
 def reduced(kind):
   """The recipe at a reduced size, with judges that learned nothing replaced by others: what is brighter, or longer, is
-  better. That of clips goes without the judge's stages, which are those of pictures."""
+  better. Clips and answers go without the judge's stages, which are those of pictures."""
   made = config.load(f"{FILE}:{kind}")
-  for stage in recipe.judge() if kind == "clip" else ():
+  for stage in () if kind == "image" else recipe.judge():
     del made["runs"][stage]
   made = config.override(made, [f"config.runs.{run}.{name}={value}" for run, values in TINY.items()
                                 if run in made["runs"] for name, value in values.items()])
   rank = {"kind": "pair_v1_qwen", "scheme": "adjacent"}
-  media = {"name": "judges:media", "medium": {"image": "image", "clip": "video"}[kind]}
+  media = {"name": "judges:media", "medium": "video" if kind == "clip" else "image"}
   answers = {"name": "judges:answers", "model": "judge"}
   for stage, judge in {"pairs": media, "answers": answers}.items():
     if stage in made["runs"]:
@@ -184,7 +196,7 @@ def begun(place, kind):
 
   def run():
     code, said = command("align.main", "--config=reduced.py", "--workdir=w", where=place)
-    assert code == 0 and "report: " in said, said
+    assert code == 0 and ("report: " in said) == (kind != "answer"), said
     return json.loads((place / "w/results.json").read_text())
   return run
 
@@ -205,12 +217,21 @@ def test_a_reduced_run_ends_in_a_report_and_goes_on_where_it_was(tmp_path):
     found = results["collected"]["pairs"]["ways"][way]
     assert found["calls"] == (0 if way == "random" else 4) and found["audit"]["right"]["count"] <= found["pairs"]
     assert pairs.make(str(place / "pairs/pairs" / way)).size == found["pairs"]
-  for path, value in figures(results, "seed0").items():
-    assert value is None and path[0] == "examined" or np.isfinite(value)
+  assert all(map(np.isfinite, figures(results, "seed0").values()))
   stage = place / "two_stage/stage.json"
   stage.write_text(json.dumps({**json.loads(stage.read_text()), "done": False}))  # as if it had been interrupted
   (place / "evaluate/stage.json").unlink()
   assert run()["arms"]["two_stage"]["overall"] == results["arms"]["two_stage"]["overall"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_reduced_run_of_answers_says_how_good_they_were_and_are(tmp_path):
+  results, place = begun(tmp_path, "answer")(), tmp_path / "w"
+  assert set(results["examined"]) == {"asked", "asked_again"} and set(results["collected"]) == {"answers"}
+  assert pairs.read(str(place / "answers/pairs/two_stage")).record(0)["kind"] == "text"
+  found = {path: value for path, value in figures(results, "answers0").items() if len(path) == 3}
+  assert found and all(map(np.isfinite, found.values()))
 
 
 @pytest.mark.slow
