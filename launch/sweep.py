@@ -137,7 +137,7 @@ def run(sweep: dict, workdir: Path, records: Path, make=command, jobs: int = 1) 
   """Runs what has no record yet, `jobs` at a time -> {name: exit code} of those that did not finish.
 
   After a run that was stopped none is started. `make` makes a run's command. With several jobs each has its share of
-  the cores and writes its output to WORKDIR/NAME.log; of runs that share a stage the first ends before others start."""
+  the cores and writes its output to WORKDIR/NAME.log; of runs that share a stage others start when it is finished."""
   runs, share, running, seats, failed, told = sweep["runs"], sweep.get("share", {}), {}, {}, {}, 0
   traces = sweep.get("traces", {})
   places, done = lambda names: {place for n in names for place in share.get(n, {}).values()}, set()
@@ -145,6 +145,7 @@ def run(sweep: dict, workdir: Path, records: Path, make=command, jobs: int = 1) 
   with listening() as asked:
     try:
       while running or waiting and not asked and RESUMABLE not in failed.values():
+        done |= {place for place in places(running) - done if finished(workdir / place)}
         held = places(running) - done
         free = next((name for name in waiting if not held & places([name])), None)
         if free and len(running) < jobs and not asked and RESUMABLE not in failed.values():
@@ -172,6 +173,13 @@ def run(sweep: dict, workdir: Path, records: Path, make=command, jobs: int = 1) 
   if asked and waiting and RESUMABLE not in failed.values():  # it came between two runs
     failed[waiting[0]] = RESUMABLE
   return {name: code for name, code in failed.items() if code}
+
+
+def finished(stage: Path) -> bool:
+  """Whether a pipeline has noted the end of this stage."""
+  with contextlib.suppress(OSError, ValueError):
+    return json.loads((stage / "stage.json").read_text()).get("done") is True
+  return False
 
 
 def cores(seat: int, seats: int) -> set:

@@ -183,6 +183,20 @@ def test_runs_at_a_time_never_write_a_shared_stage_at_once(tmp_path):
   assert sweep.run(shared, tmp_path / "w", tmp_path / "r", make, jobs=2) == {}
 
 
+def test_a_run_need_not_wait_for_more_than_the_stage_that_it_shares(tmp_path):
+  """a notes the end of the shared stage, then waits for b, which began after that."""
+  shared = {**made(("a", "b")), "share": {n: {"base": "common/base"} for n in "ab"}}
+  code = ("import json, pathlib, sys, time\nme, end = pathlib.Path(sys.argv[1]), time.monotonic() + 30\n"
+          "note, other = me / 'base' / 'stage.json', me.parent / 'b' / 'results.json'\n"
+          "if me.name == 'a':\n"
+          "  note.write_text('{\"done\": false}')\n  time.sleep(0.5)\n  assert not other.exists()\n"
+          "  note.write_text('{\"done\": true}')\n"
+          "  while not other.exists():\n    assert time.monotonic() < end\n"
+          "(me / 'results.json').write_text('{}')")
+  make = lambda config, workdir, overrides: [sys.executable, "-c", code, str(workdir)]
+  assert sweep.run(shared, tmp_path / "w", tmp_path / "r", make, jobs=2) == {}
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system cannot bind a process to cores")
 def test_each_of_several_runs_has_cores_of_its_own(tmp_path):
   every = os.sched_getaffinity(0)
