@@ -30,6 +30,7 @@ class Generator(NamedTuple):
   media: tuple
   start: Callable = lambda steps=None: 1.0  # (steps or None) -> the factor of the unit noise that sampling begins from
   low: tuple = ()      # shape of cond["low"], in [-1, 1], that a refiner (refiner.py) enlarges; () for none
+  read: Any = None     # (view, cond) -> the text encoder's (hidden [B L D], pooled, mask [B L]), where it is not frozen
 
 
 def check_kernel(name: str, process: Process) -> None:
@@ -94,14 +95,15 @@ def make(net: Any, text: Any, process: Process, kernel: str = "ode", tokens: str
     ids, mask = words.encode(list(prompts), length)
     return {"tokens": ids, "mask": mask}
 
+  def read(view, cond):
+    return (*text.apply({"params": view["text"]}, cond["tokens"], cond["mask"]), cond["mask"])
+
   def contexts(view, cond, pair):
-    read = lambda ids, mask: (*text.apply({"params": view["text"]}, ids, mask), mask)
+    empty = lambda: read(view, {"tokens": null[0], "mask": null[1]})
     if "context" in cond:
-      return told(cond["context"], cond["mask"], read(*null), pair)
-    given = read(cond["tokens"], cond["mask"])
-    if not pair:
-      return given, None
-    return given, jax.tree.map(lambda a, b: jnp.broadcast_to(b, a.shape), given, read(*null))
+      return told(cond["context"], cond["mask"], empty(), pair)
+    given = read(view, cond)
+    return given, jax.tree.map(lambda a, b: jnp.broadcast_to(b, a.shape), given, empty()) if pair else None
 
   def call(view, context, x, t):
     hidden, pooled, mask = context
@@ -112,7 +114,7 @@ def make(net: Any, text: Any, process: Process, kernel: str = "ode", tokens: str
   return Generator(init, encode, lambda view, cond: cond, predictor,
                    sampling(predictor, process, walker, shape, steps, eta, lambda steps: 1.0),
                    lambda view, media, keys: media, lambda view, x: jnp.clip((x + 1) / 2, 0, 1), process, walker, shape,
-                   shape, low=low)
+                   shape, low=low, read=read)
 
 
 def told(context: Any, mask: Any, empty: tuple, pair: bool) -> tuple:

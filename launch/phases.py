@@ -25,7 +25,7 @@ RECIPES = "configs/recipes"
 ARMS = {  # a recipe, and a run of it
   "dense reward": ("dense_reward.py", "gamma_09"), "seedance, maximised": ("seedance.py", "maximised"),
   "seedance, grpo": ("seedance.py", "grpo"), "unified reward, dpo": ("unified_reward.py", "two_stage"),
-  "uae, captioner": ("uae.py", "both_1_captioner"), "uae, generator": ("uae.py", "both_1_generator"),
+  "uae, captioner": ("uae.py", "both_1_captioner"), "uae, generator": ("uae.py", "both_2_generator"),
 }
 PHASES = {"embed": "sampling", "rollout": "sampling", "decode": "sampling", "cut": "sampling", "whole": "sampling",
           "score": "scoring", "select": "updating", "update": "updating", "follow": "updating"}

@@ -8,17 +8,22 @@ the words of its text encoder; pooled text is that of the empty prompt. A prompt
 an answer to the same question without a picture. The modes of one set of parameters, captioner, connector and
 generator:
 
+  match    nothing yet: the connector learns to say what the generator's own text encoder says of prompts
   draw     pictures from the prompt; the captioner reads and stands still
   redraw   pictures from the likeliest caption of the record's picture; the captioner stands still
   caption  captions of the record's picture: tokens, of which `decode` paints a picture, so that rewards of pictures
            judge captions; connector and generator stand still
   answer   answers to the prompt about the record's picture, as policies/chat.py gives them
 
-"draw" learns from captioned pictures by `sft`, "redraw" from pictures alone, "answer" from answers; all four by the
-algorithms for what they make. States differ much with and without the picture in front of them, so that of captioned
-pictures every second one of a batch is read behind its own. What a run leaves draws. Pictures may be larger than the
-generator's by a whole factor: the captioner sees them as they are, and what is learned and compared with (entry
-"media") are the means of their squares. A caption is painted with noise that depends on its sample alone.
+"match" learns from prompts by `sft`, whose loss is then the mean squared difference from the encoder's hidden states,
+piece by piece; it needs a captioner and a generator that cut prompts into the same pieces, and in a minute brings a
+generator that knows its own prompts near to what it was. "draw" learns from captioned pictures by `sft`, "redraw" from
+pictures alone, "answer" from answers; these four by the algorithms for what they make. States differ much with and
+without the picture in front of them, so that of captioned pictures every second one of a batch is read behind its own.
+What a run leaves draws. Pictures may be larger than the generator's by a whole factor: the captioner sees them as they
+are, and what is learned and compared with (entry "media") are the means of their squares. All captions of a picture are
+painted with the same noise, which depends on the picture's number alone, as of their rewards little else would be what
+they say.
 
 Published: Qwen2.5-VL-3B, "Describe ..." at temperature 0.7 and up to 512 tokens; SD3.5-large; rewards are cosines of
 CLIP (rewards/reconstruction.py); how captions are grouped, learning rates and clip ranges are not. Left out: guidance
@@ -38,8 +43,8 @@ from diffusion import decode, refiner, vlm
 from diffusion.core import fold
 from diffusion.generator import Generator
 
-MODES = ("draw", "redraw", "caption", "answer")
-PAINTED = 1 << 22  # folds a sample's key, of which its tokens take the first numbers, for the noise of its picture
+MODES = ("match", "draw", "redraw", "caption", "answer")
+PAINTED = 1 << 22  # seed of the noise of painted pictures
 
 
 def make(captioner: dict, generator: Any, connector: Any, mode: str = "draw",
@@ -50,7 +55,8 @@ def make(captioner: dict, generator: Any, connector: Any, mode: str = "draw",
       nets/connector.py, which makes the generator's width of text of the captioner's states.
     mode: see above. question: what captions answer; in "answer", None asks the prompts. law*: of t in log_prob.
 
-  Raises: ValueError for an unknown mode, and where there is no question but captions.
+  Raises: ValueError for an unknown mode, where there is no question but captions, and for "match" of a generator whose
+    text encoder stands still elsewhere.
   """
   if mode not in MODES:
     raise ValueError(f"mode = {mode!r} is not one of {', '.join(MODES)}; choose one of them")
@@ -62,6 +68,8 @@ def make(captioner: dict, generator: Any, connector: Any, mode: str = "draw",
   whole = joined(generator, connector, reader(opened, talker), opened.net.width, talker.init)
   painter = diffusion.over(whole, diffusion.law_of_t(law, law_mean, law_std, law_shift))
   prepare = preparer(talker, generator.media, mode)
+  if mode == "match":
+    return matching(generator, connector, reader(opened, talker), painter, prepare, opened.chat.stop)
   if mode in ("draw", "redraw"):
     return painter._replace(prepare=prepare, still="captioner/")
   return speaking(talker, painter, prepare, opened.chat.stop, mode == "caption")
@@ -117,10 +125,48 @@ def preparer(talker: Policy, shape: tuple, mode: str) -> Callable:
 
   def see(batch):
     small = reduced(batch, shape, mode)
-    return {**small, "cond": talker.prepare({"prompt": [""] * len(small["media"]), "media": batch["media"]})["cond"]}
+    cond = talker.prepare({"prompt": [""] * len(small["media"]), "media": batch["media"]})["cond"]
+    numbered = {"picture": batch["prompt_id"]} if mode == "caption" and "prompt_id" in batch else {}
+    return {**small, "cond": {**cond, **numbered}}
 
-  prepare = {"draw": read, "answer": talker.prepare}.get(mode, see)
+  prepare = {"match": read, "draw": read, "answer": talker.prepare}.get(mode, see)
   return lambda batch: prepare(batch) if "prompt" in batch else batch
+
+
+def matching(g: Generator, connector: Any, read: Callable, painter: Policy, prepare: Callable, stop: tuple) -> Policy:
+  """The policy of a connector that learns what the generator's text encoder says; log_prob is -.5 of the mean squared
+  difference. A text encoder's first piece, which begins every prompt, has no counterpart in an answer."""
+  if g.read is None:
+    raise ValueError("mode = 'match' needs a generator whose text encoder is among its parameters, and this one has it "
+                     "elsewhere; choose mode 'draw'")
+
+  def pieces(batch):
+    made = prepare({name: column for name, column in batch.items() if name != "media"})
+    if "prompt" not in batch:
+      return made
+    said, text = made["cond"]["said"], g.encode(batch["prompt"])
+    counts = np.asarray(spoken(said, stop)).sum(1), np.asarray(text["mask"]).sum(1) - 1
+    for prompt, own, theirs in zip(batch["prompt"], *counts, strict=True):
+      if own != theirs:
+        raise UserError(f"prompt {prompt!r} is {own} pieces with its end for the captioner, but {theirs} for the "
+                        "generator's text encoder; mode 'match' needs the same ones: choose shorter prompts, or other "
+                        "words, or mode 'draw'")
+    return {**made, "x": said, "cond": {**made["cond"], "text": text}}
+
+  def log_prob(view, cond, x, keys, t=None):
+    told = read(view, {name: a for name, a in cond.items() if name != "text"})
+    hidden, _, mask = g.read(view["generator"], cond["text"])
+    n = min(told["mask"].shape[1], mask.shape[1] - 1)
+    made = connector.apply({"params": view["connector"]}, told["states"][:, :n])
+    apart = ((made - jax.lax.stop_gradient(hidden[:, 1:n + 1].astype(jnp.float32))) ** 2).mean(-1)
+    both = told["mask"][:, :n] & mask[:, 1:n + 1]
+    return -0.5 * (apart * both).sum(1) / jnp.maximum(both.sum(1), 1)
+
+  def nothing(*args, **kwargs):
+    raise UserError("policy: mode 'match' makes nothing; train it by 'sft', and evaluate or align in another mode")
+
+  return Policy(painter.init, pieces, lambda view, batch, keys: batch, None, None, log_prob, nothing, nothing, nothing,
+                nothing, painter.decode, "captioner/|generator/")
 
 
 def reduced(batch: dict, shape: tuple, needed: str = "") -> dict:
@@ -143,10 +189,13 @@ def reduced(batch: dict, shape: tuple, needed: str = "") -> dict:
 
 def speaking(talker: Policy, painter: Policy, prepare: Callable, stop: tuple, painted: bool) -> Policy:
   """The policy of captions, whose output is painted, or of answers."""
+  asked = lambda cond: {name: a for name, a in cond.items() if name != "picture"}
+
   def sample(view, cond, keys, x=None, steps=None, eta=None, keep=None):
-    rollout = talker.sample(view["captioner"], cond, keys, x, steps, eta, keep)
+    rollout = talker.sample(view["captioner"], asked(cond), keys, x, steps, eta, keep)
+    noise = jax.vmap(lambda number: jax.random.fold_in(jax.random.key(PAINTED), number))
     output = {"tokens": rollout.output, "states": rollout.aux["states"], "mask": spoken(rollout.output, stop),
-              "keys": jax.random.key_data(fold(keys, PAINTED))}
+              "keys": jax.random.key_data(noise(cond["picture"]) if "picture" in cond else fold(keys, PAINTED))}
     return rollout._replace(output=output if painted else rollout.output, aux={})
 
   def paint(view, output, frames=None):
@@ -154,7 +203,7 @@ def speaking(talker: Policy, painter: Policy, prepare: Callable, stop: tuple, pa
     return painter.decode(view, painter.sample(view, cond, keys, eta=0.0).output, frames)
 
   def log_prob(view, cond, x, keys, t=None):
-    return talker.log_prob(view["captioner"], cond, x["tokens"] if isinstance(x, dict) else x, keys, t)
+    return talker.log_prob(view["captioner"], asked(cond), x["tokens"] if isinstance(x, dict) else x, keys, t)
 
   return Policy(painter.init, prepare, lambda view, batch, keys: batch, None, None, log_prob, refuse("denoise"),
                 refuse("step"), sample, lambda view, rollout: talker.replay(view["captioner"], rollout),

@@ -3,6 +3,7 @@ learns alone, and runs resume."""
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from align import build, guard, main, tree
@@ -10,7 +11,8 @@ from align.algorithms import base, grpo, nft
 from align.build import UserError
 from align.datasets import scenes_questions
 from align.policies import autoencoder, chat
-from diffusion import folder, vlm, vlm_small
+from diffusion import folder, tokenizer, vlm, vlm_small
+from diffusion.nets import text as text_net
 from rewards.core import Scores
 
 SIZE, SEEN, L = 8, 16, 6
@@ -18,7 +20,7 @@ UNET = {"name": "unet", "variant": "tiny", "widths": (8,), "depth": (1,), "alone
 GENERATOR = {"name": "generator", "size": SIZE, "steps": 2, "length": 6, "kernel": "flow_sde", "eta": 0.7,
              "net": UNET, "text": {"name": "text", "variant": "tiny"},
              "process": {"name": "flow", "predict": "x0"}}
-PROMPTS = ["a red circle", "two blue squares"]
+PROMPTS = ["a red circle", "two blue squares"]  # of as many pieces for the captioner as for the text encoder
 MEDIA = np.random.default_rng(0).integers(0, 256, (2, SEEN, SEEN, 3)).astype(np.uint8)
 
 
@@ -84,6 +86,53 @@ def test_a_picture_is_painted_from_what_was_said_and_from_its_own_noise(view, ca
   assert np.abs(other(3.0 * mask) - picture).max((1, 2, 3)).min() > 1e-3
   noise = {**output, "keys": output["keys"][::-1]}
   assert np.abs(np.asarray(paint(view, noise)) - picture).max((1, 2, 3)).min() > 1e-3
+
+
+def test_captions_of_one_picture_are_painted_with_one_noise(spec, view):
+  """Else most of what tells them apart would be the noise: GRPO compares captions of one picture."""
+  made = make(spec, "caption")
+  ids = np.repeat(np.arange(2, dtype=np.int32), 2)
+  asked = made.prepare({"prompt": np.repeat(PROMPTS, 2).tolist(), "media": np.repeat(MEDIA, 2, 0), "prompt_id": ids})
+  keys = jax.random.split(jax.random.key(5), 4)
+  rollout = jax.jit(made.sample)(view, asked["cond"], keys)
+  noise = np.asarray(rollout.output["keys"])
+  assert (noise[0] == noise[1]).all() and (noise[2] == noise[3]).all() and (noise[0] != noise[2]).any()
+  said = np.asarray(rollout.output["tokens"])
+  assert (said[0] != said[1]).any() or (said[2] != said[3]).any()  # chance in what is said is a sample's own
+  same = {name: a[jnp.array([0, 0, 2, 2])] for name, a in rollout.output.items() if name != "keys"}
+  picture = np.asarray(jax.jit(made.decode)(view, {**same, "keys": rollout.output["keys"]}))
+  np.testing.assert_allclose(picture[0], picture[1], atol=1e-6)
+  found = jax.jit(made.log_prob)(view, asked["cond"], rollout.output, keys)
+  np.testing.assert_allclose(found, (rollout.log_prob * rollout.mask).sum(1), atol=1e-4)
+
+
+def test_a_connector_learns_what_the_generator_s_own_text_encoder_says(spec, view):
+  made, text = make(spec, "match"), text_net.make("tiny")
+  words = tokenizer.load("words")
+  batch = made.prepare({"prompt": PROMPTS})
+  states = np.asarray(make(spec, "draw").embed(view, batch_of(make(spec, "draw")), None)["cond"]["states"])
+  made_of = np.asarray(build.build("diffusion.nets", spec["connector"]).apply({"params": view["connector"]}, states))
+  hidden = np.asarray(text.apply({"params": view["generator"]["text"]}, *words.encode(PROMPTS, GENERATOR["length"]))[0])
+  want = [-0.5 * np.mean((made_of[i, :4] - hidden[i, 1:5]) ** 2) for i in range(2)]  # three words and the end
+  learned = jax.jit(lambda view: made.log_prob(view, batch["cond"], batch["x"], None))
+  np.testing.assert_allclose(learned(view), want, rtol=1e-4)
+  slope = jax.grad(lambda view: -learned(view).sum())(view)
+  steep = {part: max(np.abs(g).max() for g in jax.tree.leaves(tree)) for part, tree in slope.items()}
+  assert steep["connector"] > 0 == steep["generator"]  # nor are the goals moved towards it
+  params, tx = view["connector"], optax.adam(1e-2)
+  state, value = tx.init(params), jax.jit(jax.value_and_grad(
+    lambda c: -made.log_prob({**view, "connector": c}, batch["cond"], batch["x"], None).mean()))
+  losses = []
+  for _ in range(200):
+    loss, grads = value(params)
+    updates, state = tx.update(grads, state)
+    params = optax.apply_updates(params, updates)
+    losses.append(float(loss))
+  assert losses[-1] < 0.05 * losses[0]
+  with pytest.raises(UserError, match="prompt 'a red circle on top' is 6 pieces .* but 5 for the generator's"):
+    made.prepare({"prompt": ["a red circle on top"]})
+  with pytest.raises(UserError, match="mode 'match' makes nothing; train it by 'sft'"):
+    made.sample(view, batch["cond"], None)
 
 
 def test_captions_are_those_of_the_captioner(spec, view, captions):
@@ -208,7 +257,7 @@ def test_a_run_begins_from_parts_of_other_runs(spec, tmp_path):
 
 
 def test_refusals(spec, tmp_path):
-  with pytest.raises(ValueError, match="mode = 'paint' is not one of draw, redraw, caption, answer"):
+  with pytest.raises(ValueError, match="mode = 'paint' is not one of match, draw, redraw, caption, answer"):
     make(spec, "paint")
   with pytest.raises(ValueError, match="question = None with mode = 'caption': .*only 'answer' asks the prompts"):
     make(spec, "caption", question=None)

@@ -13,13 +13,28 @@ def test_arms_have_as_many_updates_of_a_side_and_change_no_other():
                                 if name.startswith(arm) and name.endswith(side) and run["task"] == "train")
   for side in ("captioner", "generator"):
     assert steps(side, f"_{side}") == 2 * steps("both", f"_{side}") > 0
+    assert uae.STEPS[side] == next(run["policy"]["generator"]["steps"] for name, run in runs.items()
+                                   if name.endswith(f"_{side}"))
   for name, run in runs.items():
     if name.endswith(("_captioner", "_generator")):
       assert ("captioner" in run["trained"]) == name.endswith("_captioner") == (run["policy"]["mode"] == "caption")
   order = pipeline.ordered(runs)
-  for arm in ("both", "captioner", "generator"):
-    assert [f"{arm}_told" in order, f"{arm}_asked" in order, f"{arm}_redrawn" in order] == [True] * 3
-  assert order.index("both_1_captioner") < order.index("both_1_generator") < order.index("both_2_captioner")
+  for arm in ("base", "both", "captioner", "generator"):
+    assert {*order} >= {f"{arm}_{what}" for what in ("told", "told_unseen", "asked", "redrawn")}
+  assert order.index("both_1_captioner") < order.index("both_2_generator") < order.index("both_3_captioner")
+  assert all(runs[f"base_{what}"]["seed"] == 0 for what in ("told", "asked", "redrawn"))  # the same for all seeds
+  assert set(runs["evaluate"]["arms"]) == {"base", "both", "generator"} and runs["evaluate"]["primary"] == "both"
+
+
+def test_arms_begin_from_what_the_first_pipeline_ends_with():
+  runs = uae.get_config("base").to_dict()["runs"]
+  assert runs["evaluate"]["arms"] == {"shipped": "scenes", "base": "@draw"} and runs["draw"]["policy"] == uae.POLICY
+  assert runs["draw"]["start"]["policy"] == "@match" and runs["match"]["start"]["policy/captioner"] == "@describe"
+  whole = uae.get_config().to_dict()["runs"]
+  assert {run["start"]["policy"] for name, run in whole.items()
+          if name.startswith(("both_1", "captioner_1", "generator_1"))} == {"@draw"}
+  assert {name: whole[name] for name in ("scorer", *uae.base())} == {name: runs[name] for name in ("scorer",
+                                                                                                  *uae.base())}
 
 
 def test_an_arm_that_there_is_not_is_refused():
@@ -50,9 +65,9 @@ def test_a_reduced_run_of_both(tmp_path, capsys):
   given = ["--config=configs/recipes/uae.py:both", f"--workdir={tmp_path}", *reduced(runs)]
   assert main.main(given) == 0, capsys.readouterr().err
   results = json.loads((tmp_path / "results.json").read_text())
-  assert set(results["arms"]) == {"shipped", "base", "both"} and (tmp_path / "report.html").is_file()
-  assert set(results["examined"]) == {f"{arm}_{what}" for arm in ("base", "both") for what in ("asked", "told",
-                                                                                              "redrawn")}
+  assert set(results["arms"]) == {"base", "both"} and (tmp_path / "report.html").is_file()
+  assert set(results["examined"]) == {f"{arm}_{what}" for arm in ("base", "both")
+                                      for what in ("asked", "told", "told_unseen", "redrawn")}
   assert "told/complete" in results["examined"]["both_told"]["means"]
   assert 0 <= results["examined"]["both_asked"]["accuracy"] <= 1
   assert main.main(given) == 0  # everything is done already
