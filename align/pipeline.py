@@ -51,13 +51,13 @@ def pipeline(workdir: str, *, runs: dict, seed: int = 0, title: str = "Pipeline"
             for name in configs]
   of_task = lambda task: [name for name, spec in configs.items() if spec.get("task") == task]
   more = {"stages": stages, "title": title, "seed": seed}
+  if collections := of_task("collect"):
+    more["collected"] = {name: json.loads((workdir / name / "results.json").read_text()) for name in collections}
   if examinations := of_task("examine"):
     found = {name: json.loads((workdir / name / "results.json").read_text()) for name in examinations}
     more["examined"] = {name: {k: one[k] for k in EXAMINED if k in one} for name, one in found.items()}
     if not of_task("evaluate"):
       return passed(workdir, {**found[examinations[-1]], **more})
-  if collections := of_task("collect"):
-    more["collected"] = {name: json.loads((workdir / name / "results.json").read_text()) for name in collections}
   return publish(workdir, of_task("evaluate")[-1], more) if of_task("evaluate") else {"stages": stages}
 
 

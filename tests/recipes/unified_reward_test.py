@@ -164,7 +164,8 @@ TINY = {
   **{way: {"steps": 2, "batch": 8} for way in recipe.WAYS}, "control": {"steps": 2, "batch": 8},
   "see": {"steps": 2, "batch": 8, "optim.warmup_steps": 1},
   "talker": {"steps": 2, "batch": 8, "optim.warmup_steps": 1}, "answerer": {"steps": 2, "batch": 8},
-  "answers": {"data.count": 12, "samples": 4, "batch": 48, "policy.temperature": 2.0},
+  "answers": {"data.count": 12, "samples": 4, "batch": 48, "policy.temperature": 2.0,
+              "model": "judge", "policy.model": "judge"},  # as a talker of two updates does not come to an end
   "asked": {"data.count": 8, "batch": 8}, "asked_again": {"data.count": 8, "batch": 8},
   "evaluate": {"data.count": 12, "samples": 1, "batch": 16},
 }
