@@ -29,7 +29,7 @@ picture and its caption costs, too. Not run whole yet. What is known, of one see
 .93 of the objects, invents .06, and is right about size and place of .30 to .32 of what captions never name, of .61 of
 what they may; colour, shape and presence are answered rightly always, count .97, side .63. The connector alone, fitted
 to the text encoder of the generator, draws .41 of held-out prompts rightly (the generator with its own words .625);
-connector and generator that learned to draw from nothing, at four times the learning rate, .21 after 997 updates. Of
+with a connector that began at random, generator and connector after 997 updates at four times the learning rate .21. Of
 the reward's variance among captions of a picture, each painted with noise of its own, only 3 % was due to what they
 say; with one noise for all of them it is about half.
 """

@@ -27,8 +27,8 @@ labels. `talker` is a network that knows what pictures show and has only begun t
 
 The judge reads 32 x 32 pixels, and the generators make 16 x 16: it sees them enlarged (`side`), as in its training.
 
-Hardware: two CPU cores. The judge took half an hour of one, once, after five minutes for its labels; a seed of pictures
-takes half an hour, clips as long, answers ten minutes.
+Hardware: two CPU cores. The judge took half an hour of one, once, after five minutes for its labels; then, with another
+run on the other core, a seed of pictures 25 minutes, one of clips 19, answers 6.
 
 What came out over five seeds (configs/sweeps/unified_reward.py; t-intervals): `two_stage` succeeds on .630, `point` on
 .629, `pair` on .607, the base on .605, the control on .607, `random` on .583. So pairs in two stages beat random ones
@@ -154,6 +154,9 @@ def answerer() -> dict:
 
 def get_config(how: str = "image"):
   kind, part = common.picked(how, (*GENERATORS, "answer"), ("whole", "tuning"))
+  if kind == "answer" and part == "tuning":
+    raise ValueError(f"how = {how!r}: there is no tuning of answers; choose tuning of {' or '.join(GENERATORS)}, or "
+                     "answer alone")
   if kind == "answer":
     more = answerer()
   else:

@@ -184,7 +184,8 @@ def test_runs_at_a_time_never_write_a_shared_stage_at_once(tmp_path):
 
 
 def test_a_run_need_not_wait_for_more_than_the_stage_that_it_shares(tmp_path):
-  """a notes the end of the shared stage, then waits for b, which began after that."""
+  """a notes the end of the shared stage, then waits for b, which began after that. Before, a sleeps for ten rounds of
+  the sweep's loop, in which b would have begun if it did not wait."""
   shared = {**made(("a", "b")), "share": {n: {"base": "common/base"} for n in "ab"}}
   code = ("import json, pathlib, sys, time\nme, end = pathlib.Path(sys.argv[1]), time.monotonic() + 30\n"
           "note, other = me / 'base' / 'stage.json', me.parent / 'b' / 'results.json'\n"

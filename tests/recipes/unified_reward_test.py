@@ -154,6 +154,8 @@ def test_beta_is_tuned_in_two_stages_alone_and_on_other_prompts(kind):
 def test_another_kind_is_refused():
   with pytest.raises(ValueError, match="how = 'clips': 'clips' is not one of image, clip, answer, whole, tuning;"):
     recipe.get_config("clips")
+  with pytest.raises(ValueError, match="'answer,tuning': there is no tuning of answers; choose tuning of image"):
+    recipe.get_config("answer,tuning")
 
 
 TINY = {
