@@ -340,15 +340,16 @@ def spelled(arms: dict, steps: int | None) -> dict:
   return out
 
 
-def publish(samples: Path, workdir: Path, results: dict, config: dict):
-  """Writes results.json and report.html into `workdir` from what an evaluation left in `samples`; returns the path."""
+def publish(samples: Path, workdir: Path, results: dict, config: dict, examples: dict | None = None):
+  """Writes results.json and report.html into `workdir` from what an evaluation left in `samples`; returns the path.
+  examples: of examinations, see report.write."""
   arms, first = {}, None
   for name in results["arms"]:
     with np.load(samples / f"samples_{name}.npz") as saved:
       arms[name] = {"images": saved["images"], "success": saved["success"]}
       first = first or {"prompts": saved["prompts"].tolist(), "categories": saved["categories"].tolist()}
   drawn = {name: heldout_curves(Path(model)) for name, model in results.get("curves", {}).items()}
-  return report.write(workdir, results, arms=arms, curves=drawn, config=config, **first)
+  return report.write(workdir, results, arms=arms, curves=drawn, config=config, examples=examples, **first)
 
 
 def heldout_curves(workdir: Path) -> dict:

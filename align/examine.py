@@ -6,10 +6,13 @@ Records are held-out questions whose `win` is the right answer, which must be sa
 names the format of a judge's question ("question", not ""), only the verdict counts, which rewards/verdict.py reads and
 compares with "truth". Of a question about a pair this is the pairwise accuracy, in the one order in which the
 candidates stand; of a score the share that is exact. What is said, or what the policy's `decode` makes of it, may
-also be judged by rewards.
+also be judged by rewards. The first examples are kept in WORKDIR/examples.npz, for the report: "prompt" and "said" [N]
+texts, "right" [N], where the records have pictures "media" [N H W C], which a policy that paints what it says (UAE)
+follows with "made".
 Left out: both orders of a pair, ties, answers in other words (rewards/judging/judge.py).
 """
 import functools
+import io
 import json
 import math
 from pathlib import Path
@@ -17,12 +20,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from align import build, evaluate, metrics, protocols, shard
+from align import build, evaluate, metrics, protocols, report, shard
 from align import data as batches
 from diffusion import folder
 from diffusion.generator import to_uint8
 from diffusion.mesh import batch_sharding, within
 from rewards import verdict
+
+EXAMPLES = 6
 
 
 def run(config: dict, workdir: str) -> dict:
@@ -32,7 +37,7 @@ def run(config: dict, workdir: str) -> dict:
 def examine(workdir: str, *, model: str, data: dict, batch: int = 50, seed: int = 0, mesh: dict = None,
             options: dict = None, rewards: dict = None, models: dict = None) -> dict:
   """Writes WORKDIR/results.json: "scores" {a record's meta["task"]: {"accuracy", "interval", "count"}}, "accuracy",
-  their mean, and "means" {"reward/part": mean} where there are rewards.
+  their mean, and "means" {"reward/part": mean} where there are rewards; and WORKDIR/examples.npz.
 
   Args:
     model: the workdir of a run that trained a policy of tokens. options: of the policy, in place of those that it was
@@ -50,7 +55,7 @@ def examine(workdir: str, *, model: str, data: dict, batch: int = 50, seed: int 
     raise build.UserError(f"config.model = {model!r} makes media, but an examination asks for answers; use the task "
                           "'evaluate', or a policy of tokens")
   judges, size = evaluate.load_rewards(rewards or {}, models, seed, mesh), evaluate.even(min(batch, source.size), mesh)
-  right, said, records = asked(policy, view, described.get("model"), source, size, mesh, bool(judges))
+  right, tokens, said, records = asked(policy, view, described.get("model"), source, size, mesh, bool(judges))
   kinds = np.array([r["meta"].get("task", "all") for r in records])
   found = {kind: protocols.measure(right[kinds == kind]) for kind in sorted(set(kinds))} if right.size else {}
   results = {"scores": {kind: {"accuracy": one.value, "interval": one.interval, "count": one.count}
@@ -61,14 +66,36 @@ def examine(workdir: str, *, model: str, data: dict, batch: int = 50, seed: int 
     values = evaluate.judge(judges, said[:, None], records, batch=size, seed=seed, mesh=mesh)
     results["means"] = {part: float(np.nanmean(found)) for part, found in values.items()}
   workdir.mkdir(parents=True, exist_ok=True)
+  kept = io.BytesIO()
+  np.savez(kept, **examples(worded(described), right, tokens, said, records))
+  report.atomic(workdir / "examples.npz", kept.getvalue())
   (workdir / "results.json").write_text(json.dumps(results, indent=1))
   return results
 
 
+def worded(described: dict) -> str | None:
+  """The folder whose tokenizer a policy's answers are in, where they are of a language model."""
+  return described.get("model") or (described.get("captioner") or {}).get("model")
+
+
+def examples(model: str | None, right: np.ndarray, tokens: np.ndarray, made: np.ndarray, records: list) -> dict:
+  """What is kept of the first questions, see above."""
+  first, talk = records[:EXAMPLES], model and verdict.opened(model)[0]
+  text = lambda ids: (talk and verdict.said(talk, ids)) or " ".join(map(str, ids))
+  out = {"prompt": [one.get("prompt", "") for one in first], "said": [text(ids) for ids in tokens[:EXAMPLES]]}
+  if right.size:
+    out["right"] = right[:EXAMPLES]
+  if first and "media" in first[0]:
+    out["media"] = np.stack([one["media"] for one in first])
+  if made.ndim > 2:
+    out["made"] = made[:EXAMPLES]
+  return out
+
+
 def asked(policy, view, model: str | None, source, batch: int, mesh, judged: bool = False) -> tuple:
-  """(bool [N] whether the right answer is said, what the policy makes of the answers [N ...], the records) of all N
-  questions. model: whose tokenizer answers are in, where they are of judges. judged: what is said is kept, and records
-  need no right answer."""
+  """(bool [N] whether the right answer is said, answers [N L], what the policy makes of them [N ...], the records) of
+  all N questions. model: whose tokenizer answers are in, where they are of judges. judged: what the policy makes is
+  kept, and records need no right answer."""
   @jax.jit
   @functools.partial(within, mesh)
   def say(view, cond, keys):
@@ -77,7 +104,7 @@ def asked(policy, view, model: str | None, source, batch: int, mesh, judged: boo
 
   stream = batches.batches(source, batch, shuffle=False, process=(0, 1), threads=0)
   keys = jax.random.split(jax.random.key(0), batch)  # the likeliest token is taken: of effect on what is decoded only
-  right, made, records, rounds = [], [], [], math.ceil(source.size / batch)
+  right, said, made, records, rounds = [], [], [], [], math.ceil(source.size / batch)
   progress = metrics.Progress(rounds, title="examining")
   for i in range(rounds):
     given = policy.prepare(stream.next())
@@ -87,12 +114,13 @@ def asked(policy, view, model: str | None, source, batch: int, mesh, judged: boo
     cond, keys = shard.put((given.pop("cond"), keys), batch_sharding(mesh))
     tokens, media = jax.tree.map(shard.to_host, say(view, cond, keys))
     right += [agrees(model, tokens, given)] if "win" in given else []
+    said += [tokens]
     made += [to_uint8(media) if media.ndim > 2 else media] if judged else []
     records += [{name: column[k] for name, column in given.items()} for k in range(batch)]
     progress.update(i + 1)
   progress.close()
   whole = lambda parts: np.concatenate(parts)[:source.size] if parts else np.zeros(0)
-  return whole(right), whole(made), records[:source.size]
+  return whole(right), whole(said), whole(made), records[:source.size]
 
 
 def agrees(model: str | None, said: np.ndarray, given: dict) -> np.ndarray:

@@ -11,6 +11,8 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
+
 from align import build, main, metrics
 from align import config as options
 
@@ -143,7 +145,9 @@ def publish(workdir: Path, evaluation: str, more: dict) -> dict:
   from align import evaluate
   config = json.loads((workdir / "config.json").read_text()) if (workdir / "config.json").is_file() else {}
   results = {**evaluate.read(workdir / evaluation), **more}
-  path = evaluate.publish(workdir / evaluation, workdir, results, config)
+  kept = {name: workdir / name / "examples.npz" for name in more.get("examined", {})}
+  examples = {name: np.load(path) for name, path in kept.items() if path.is_file()}  # of older runs there are none
+  path = evaluate.publish(workdir / evaluation, workdir, results, config, examples)
   print(f"report: {path}", flush=True)
   return results
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from align import charts, page
+from align import charts, findings, page
 
 esc = page.esc
 
 
 def write(workdir: Any, results: dict, *, arms: dict, prompts: Sequence[str], categories: Sequence[str],
-          curves: dict | None = None, config: Any = None, per_category: int = 2, per_prompt: int = 4) -> pathlib.Path:
+          curves: dict | None = None, config: Any = None, examples: Mapping | None = None, per_category: int = 2,
+          per_prompt: int = 4) -> pathlib.Path:
   """Writes WORKDIR/report.html, WORKDIR/results.json and WORKDIR/images/ARM.png -> path of the report.
 
   Args:
@@ -33,6 +34,7 @@ def write(workdir: Any, results: dict, *, arms: dict, prompts: Sequence[str], ca
        "diversity_ratio": {"value", "interval", "prompts"},               # primary arm over base, statistics.ratio
        "targets": [{"name": str, "value": float or None, "at_least" or "at_most": float}],    # "met" is added here
       "alarms": {arm: {"step", "began", "good", "reasons": [sentence], "action"}},           # of health.py
+       "collected", "examined": what pipeline.py puts there,
        "stages": [{"name": str, "seconds": float, "peak_memory_bytes": int, "device_memory_bytes"?: int}],
        "primary": arm that the run is about (the last arm if missing), "seed": int, "versions": {name: version}}
     arms: {arm: {"images": uint8 [P n H W C] or clips [P n F H W C], "success": bool [P n] or missing}}, the samples
@@ -41,6 +43,7 @@ def write(workdir: Any, results: dict, *, arms: dict, prompts: Sequence[str], ca
     categories: [P] names.
     curves: {arm: {metric name: (steps, values)}}; a chart per metric name, in order of appearance.
     config: the resolved config, nested mappings.
+    examples: {examination: entries of its examples.npz}, see examine.py.
     per_category: how many prompts of a category are shown.
     per_prompt: how many samples of a prompt are shown.
 
@@ -57,13 +60,14 @@ def write(workdir: Any, results: dict, *, arms: dict, prompts: Sequence[str], ca
     atomic(workdir / "images" / (re.sub(r"[^A-Za-z0-9_-]+", "_", name) + ".png"), grid)
   text = json.dumps(results, indent=2, allow_nan=False) + "\n"
   atomic(workdir / "results.json", text.encode())
-  body = sections(workdir.resolve().name, results, arms, prompts, categories, curves, config, chosen, per_prompt)
+  body = sections(workdir.resolve().name, results, arms, prompts, categories, curves, config, examples or {}, chosen,
+                  per_prompt)
   atomic(workdir / "report.html", page.document(f"{workdir.resolve().name}: report", "\n".join(body)).encode())
   return workdir / "report.html"
 
 
 def sections(title: str, results: dict, arms: dict, prompts: Sequence[str], categories: Sequence[str], curves: dict,
-             config: Any, chosen: list, per_prompt: int) -> list:
+             config: Any, examples: Mapping, chosen: list, per_prompt: int) -> list:
   """The parts of the page, those without content left out."""
   names = list(dict.fromkeys([*results["arms"], *arms, *curves]))
   main = primary(results)
@@ -71,7 +75,8 @@ def sections(title: str, results: dict, arms: dict, prompts: Sequence[str], cate
   shown = [(i, prompts[i], categories[i]) for i in chosen]
   parts = [header(title, results, main, prompts, arms), headline(results, main), alarms(results), targets(results),
            samples(arms, shown, per_prompt), charts_of(curves, colours), by_category(results, main, colours),
-           by_arm(results), stages(results), resolved(config), versions(results)]
+           by_arm(results), findings.collected(results), findings.examined(results, examples), stages(results),
+           resolved(config), versions(results)]
   return [part for part in parts if part]
 
 

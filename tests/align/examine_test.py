@@ -51,6 +51,17 @@ def test_what_is_said_is_compared_with_the_right_answers(run):
   assert set(results["scores"]) == {"colour", "there"} and results["scores"]["there"]["accuracy"] > 0.2
 
 
+def test_the_first_examples_are_kept(run):
+  root, _, _ = run
+  kept, source = np.load(root / "run/exam/examples.npz"), scenes_questions.make(**{k: v for k, v in DATA.items()
+                                                                                   if k != "name"})
+  rows = [source.record(i) for i in range(len(kept["said"]))]
+  assert len(rows) == examine.EXAMPLES and kept["prompt"].tolist() == [r["prompt"] for r in rows]
+  np.testing.assert_array_equal(kept["media"], [r["media"] for r in rows])
+  assert kept["right"].tolist() == [said == r["meta"]["win"] for said, r in zip(kept["said"], rows, strict=True)]
+  assert "made" not in kept
+
+
 def test_of_judges_only_the_verdict_counts(run):
   root, _, _ = run
   model = str(root / "model")

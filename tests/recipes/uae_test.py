@@ -1,6 +1,7 @@
 """configs/recipes/uae.py: arms of equal rounds that change their own side alone, and a reduced run from nothing."""
 import json
 
+import numpy as np
 import pytest
 
 from align import main, pipeline
@@ -65,7 +66,9 @@ def test_a_reduced_run_of_both(tmp_path, capsys):
   given = ["--config=configs/recipes/uae.py:both", f"--workdir={tmp_path}", *reduced(runs)]
   assert main.main(given) == 0, capsys.readouterr().err
   results = json.loads((tmp_path / "results.json").read_text())
-  assert set(results["arms"]) == {"base", "both"} and (tmp_path / "report.html").is_file()
+  report = (tmp_path / "report.html").read_text()
+  assert set(results["arms"]) == {"base", "both"} and "told/complete" in report
+  assert np.load(tmp_path / "both_redrawn/examples.npz")["made"].shape == (6, 16, 16, 3) and "painted: not" in report
   assert set(results["examined"]) == {f"{arm}_{what}" for arm in ("base", "both")
                                       for what in ("asked", "told", "told_unseen", "redrawn")}
   assert "told/complete" in results["examined"]["both_told"]["means"]
