@@ -11,7 +11,7 @@ Hardware: two CPU cores, fifty minutes by count of passes.
 """
 from configs.recipes import seedance
 
-SEED, RATES = 100, (3e-4, 1e-4, 1e-3)
+SEED, RATES = 100, (1e-4, 3e-4, 3e-5)
 OPTIONS = {"maximised": ("first", 0.25, 0.75), "grpo": ("clip", 3e-4, 3e-3), "ppo": ("clip", 3e-4, 3e-3),
            "dpo": ("beta", 300.0, 3000.0), "control": ("ema", 0.9, 0.999)}
 

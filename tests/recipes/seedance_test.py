@@ -77,7 +77,8 @@ def test_a_reward_alone_differs_from_all_in_that_alone_and_witnesses_are_maximis
   assert runs["maximised"] == runs_of("base")["maximised"]
   for name, part in seedance.PARTS.items():
     run = runs[f"{name}_alone"]
-    assert run.pop("reward") == {**seedance.COMPOSITE, "rewards": {name: part}}
+    weights = {name: seedance.COMPOSITE["weights"][name]}
+    assert run.pop("reward") == {**seedance.COMPOSITE, "rewards": {name: part}, "weights": weights}
     assert run.pop("start") == {"policy": "clips", f"reward/{name}": f"@{name}"}
     assert run == {key: value for key, value in runs["maximised"].items() if key not in ("reward", "start")}
   verdict = runs["evaluate"]
