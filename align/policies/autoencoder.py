@@ -20,6 +20,8 @@ piece by piece; it needs a captioner and a generator that cut prompts into the s
 generator that knows its own prompts near to what it was. "draw" learns from captioned pictures by `sft`, "redraw" from
 pictures alone, "answer" from answers; these four by the algorithms for what they make. States differ much with and
 without the picture in front of them, so that of captioned pictures every second one of a batch is read behind its own.
+Behind their picture, states know more of it than the caption says, and the reward of a caption is then not that of its
+words; with `alone` what was said is read once more without the picture, so that words are all that passes.
 What a run leaves draws. Pictures may be larger than the generator's by a whole factor: the captioner sees them as they
 are, and what is learned and compared with (entry "media") are the means of their squares. All captions of a picture are
 painted with the same noise, which depends on the picture's number alone, as of their rewards little else would be what
@@ -45,15 +47,16 @@ from diffusion.generator import Generator
 
 MODES = ("match", "draw", "redraw", "caption", "answer")
 PAINTED = 1 << 22  # seed of the noise of painted pictures
+AGAIN = "alone/"   # before the names of the question without its picture, among those of cond
 
 
 def make(captioner: dict, generator: Any, connector: Any, mode: str = "draw",
-         question: str | None = "Describe the image.", law: str = "logit_normal", law_mean: float = 0.0,
-         law_std: float = 1.0, law_shift: float = 1.0) -> Policy:
+         question: str | None = "Describe the image.", alone: bool = False, law: str = "logit_normal",
+         law_mean: float = 0.0, law_std: float = 1.0, law_shift: float = 1.0) -> Policy:
   """Args:
     captioner: options of policies/chat.py. generator: a diffusion/generator.py. connector: a network of
       nets/connector.py, which makes the generator's width of text of the captioner's states.
-    mode: see above. question: what captions answer; in "answer", None asks the prompts. law*: of t in log_prob.
+    mode, alone: see above. question: what captions answer; in "answer", None asks the prompts. law*: of t in log_prob.
 
   Raises: ValueError for an unknown mode, where there is no question but captions, and for "match" of a generator whose
     text encoder stands still elsewhere.
@@ -65,28 +68,37 @@ def make(captioner: dict, generator: Any, connector: Any, mode: str = "draw",
                      "prompts: give a question, or choose that mode")
   talker = chat.make(**captioner, question=question, states=True)
   opened = vlm.open_(captioner["model"], **{name: captioner[name] for name in ("dtype", "remat") if name in captioner})
-  whole = joined(generator, connector, reader(opened, talker), opened.net.width, talker.init)
+  read = reader(opened, talker)
+  whole = joined(generator, connector, read, opened.net.width, talker.init)
   painter = diffusion.over(whole, diffusion.law_of_t(law, law_mean, law_std, law_shift))
-  prepare = preparer(talker, generator.media, mode)
+  prepare = preparer(talker, generator.media, mode, alone)
   if mode == "match":
-    return matching(generator, connector, reader(opened, talker), painter, prepare, opened.chat.stop)
+    return matching(generator, connector, read, painter, prepare, opened.chat.stop)
   if mode in ("draw", "redraw"):
     return painter._replace(prepare=prepare, still="captioner/")
-  return speaking(talker, painter, prepare, opened.chat.stop, mode == "caption")
+  return speaking(talker, painter, prepare, read, opened.chat.stop, mode == "caption")
 
 
 def reader(opened: vlm.Model, talker: Policy) -> Callable:
-  """(view, cond) -> {"states" [B L width], "mask" [B L]} of cond["said"] [B L], or else of the likeliest caption."""
+  """(view, cond) -> {"states" [B L width], "mask" [B L]} of cond["said"] [B L], or else of the likeliest caption; read
+  behind the question that entries "alone/..." of cond hold, where there are such, and else behind the one asked."""
   def read(view, cond):
-    held, said = view["captioner"], cond.get("said")
+    held, said, (question, again) = view["captioner"], cond.get("said"), parted(cond)
     if said is None:
-      any_keys = jax.random.split(jax.random.key(0), len(cond["tokens"]))  # the likeliest token needs no chance
-      rollout = talker.sample(held, cond, any_keys, eta=0.0)
-      return {"states": rollout.aux["states"], "mask": spoken(rollout.output, opened.chat.stop)}
-    asked = vlm.prompt(opened.net, held["net"], {name: a for name, a in cond.items() if name != "said"})
-    hidden, seen = decode.behind(opened.net, held["net"], asked, said)
+      any_keys = jax.random.split(jax.random.key(0), len(question["tokens"]))  # the likeliest token needs no chance
+      rollout = talker.sample(held, question, any_keys, eta=0.0)
+      said = rollout.output
+      if not again:
+        return {"states": rollout.aux["states"], "mask": spoken(said, opened.chat.stop)}
+    hidden, seen = decode.behind(opened.net, held["net"], vlm.prompt(opened.net, held["net"], again or question), said)
     return {"states": hidden[:, seen.shape[1]:], "mask": spoken(said, opened.chat.stop)}
   return read
+
+
+def parted(cond: dict) -> tuple[dict, dict]:
+  """(the question about the picture, the same without it or nothing), of what preparer made."""
+  again = {name.removeprefix(AGAIN): a for name, a in cond.items() if name.startswith(AGAIN)}
+  return {name: a for name, a in cond.items() if name not in ("said", "picture") and not name.startswith(AGAIN)}, again
 
 
 def spoken(tokens, stop):
@@ -113,21 +125,23 @@ def joined(g: Generator, connector: Any, read: Callable, width: int, talker_init
     decode=lambda view, x: g.decode(view["generator"], x))
 
 
-def preparer(talker: Policy, shape: tuple, mode: str) -> Callable:
+def preparer(talker: Policy, shape: tuple, mode: str, alone: bool) -> Callable:
   """Policy.prepare: the question about the picture of each record, or, mostly without it, before the prompt as its
   answer."""
   def read(batch):
     small, given = reduced(batch, shape), {"prompt": list(batch["prompt"])}
-    if "media" in batch:
+    if "media" in batch and not alone:
       given |= {"media": np.asarray(batch["media"])[:, None], "shown": 1 - np.arange(len(given["prompt"])) % 2}
     asked = talker.prepare(given)
     return {**small, "cond": {**asked["cond"], "said": asked["x"]}}
 
   def see(batch):
     small = reduced(batch, shape, mode)
-    cond = talker.prepare({"prompt": [""] * len(small["media"]), "media": batch["media"]})["cond"]
+    blank = {"prompt": [""] * len(small["media"])}
+    cond = talker.prepare({**blank, "media": batch["media"]})["cond"]
+    again = {AGAIN + name: a for name, a in talker.prepare(blank)["cond"].items()} if alone else {}
     numbered = {"picture": batch["prompt_id"]} if mode == "caption" and "prompt_id" in batch else {}
-    return {**small, "cond": {**cond, **numbered}}
+    return {**small, "cond": {**cond, **again, **numbered}}
 
   prepare = {"match": read, "draw": read, "answer": talker.prepare}.get(mode, see)
   return lambda batch: prepare(batch) if "prompt" in batch else batch
@@ -187,14 +201,14 @@ def reduced(batch: dict, shape: tuple, needed: str = "") -> dict:
   return {**batch, "media": np.rint(small).astype(np.uint8)}
 
 
-def speaking(talker: Policy, painter: Policy, prepare: Callable, stop: tuple, painted: bool) -> Policy:
+def speaking(talker: Policy, painter: Policy, prepare: Callable, read: Callable, stop: tuple, painted: bool) -> Policy:
   """The policy of captions, whose output is painted, or of answers."""
-  asked = lambda cond: {name: a for name, a in cond.items() if name != "picture"}
-
   def sample(view, cond, keys, x=None, steps=None, eta=None, keep=None):
-    rollout = talker.sample(view["captioner"], asked(cond), keys, x, steps, eta, keep)
+    question, again = parted(cond)
+    rollout = talker.sample(view["captioner"], question, keys, x, steps, eta, keep)
+    states = read(view, {**cond, "said": rollout.output})["states"] if again else rollout.aux["states"]
     noise = jax.vmap(lambda number: jax.random.fold_in(jax.random.key(PAINTED), number))
-    output = {"tokens": rollout.output, "states": rollout.aux["states"], "mask": spoken(rollout.output, stop),
+    output = {"tokens": rollout.output, "states": states, "mask": spoken(rollout.output, stop),
               "keys": jax.random.key_data(noise(cond["picture"]) if "picture" in cond else fold(keys, PAINTED))}
     return rollout._replace(output=output if painted else rollout.output, aux={})
 
@@ -203,7 +217,7 @@ def speaking(talker: Policy, painter: Policy, prepare: Callable, stop: tuple, pa
     return painter.decode(view, painter.sample(view, cond, keys, eta=0.0).output, frames)
 
   def log_prob(view, cond, x, keys, t=None):
-    return talker.log_prob(view["captioner"], asked(cond), x["tokens"] if isinstance(x, dict) else x, keys, t)
+    return talker.log_prob(view["captioner"], parted(cond)[0], x["tokens"] if isinstance(x, dict) else x, keys, t)
 
   return Policy(painter.init, prepare, lambda view, batch, keys: batch, None, None, log_prob, refuse("denoise"),
                 refuse("step"), sample, lambda view, rollout: talker.replay(view["captioner"], rollout),

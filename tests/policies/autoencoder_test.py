@@ -74,6 +74,31 @@ def test_states_of_a_caption_are_those_of_teacher_forcing_behind_the_picture(spe
   np.testing.assert_allclose(likely["states"], again["states"], atol=2e-5)
 
 
+def test_alone_words_are_all_that_passes(spec, view, captions):
+  _, batch, keys, behind = captions
+  made, near = make(spec, "caption", alone=True), dict(atol=2e-5)
+  asked = batch_of(made, media=MEDIA)["cond"]
+  rollout = jax.jit(made.sample)(view, asked, keys)
+  said, mask = rollout.output["tokens"], np.asarray(rollout.output["mask"])
+  np.testing.assert_array_equal(said, behind.output["tokens"])  # the captioner does see the picture
+  np.testing.assert_allclose(made.log_prob(view, asked, rollout.output, keys),
+                             captions[0].log_prob(view, batch["cond"], behind.output, keys), **near)
+  talker = chat.make(**spec["captioner"], question="Describe the image.", states=True)
+  read = jax.jit(autoencoder.reader(vlm.open_(spec["captioner"]["model"]), talker))
+  blind = read(view, {**batch_of(make(spec, "draw"))["cond"], "said": said})  # as a prompt is
+  np.testing.assert_allclose(rollout.output["states"][mask], blind["states"][mask], **near)
+  other = read(view, {**batch_of(made, media=255 - MEDIA)["cond"], "said": said})
+  np.testing.assert_allclose(other["states"][mask], blind["states"][mask], **near)
+  embed = lambda mode, **media: jax.jit(make(spec, mode, alone=True).embed)(
+    view, batch_of(make(spec, mode, alone=True), **media), keys)["cond"]
+  likely = jax.jit(lambda *given: made.sample(*given, eta=0.0).output)(view, asked, keys)
+  seen = embed("redraw", media=MEDIA)
+  np.testing.assert_allclose(seen["states"][likely["mask"]], likely["states"][likely["mask"]], **near)
+  drawn, mask = embed("draw", media=MEDIA), np.asarray(embed("draw", media=MEDIA)["mask"])
+  np.testing.assert_allclose(drawn["states"][mask], jax.jit(make(spec, "draw").embed)(
+    view, batch_of(make(spec, "draw")), keys)["cond"]["states"][mask], **near)
+
+
 def test_a_picture_is_painted_from_what_was_said_and_from_its_own_noise(view, captions):
   made, _, _, rollout = captions
   paint, output = jax.jit(made.decode), rollout.output
