@@ -8,7 +8,9 @@ is beta_mean / D, so that 500 on the sum over a latent of D = 65,536 would be 3.
 Flow-DPO's derived beta (1 - t)^2, which its authors found to hack the reward; they keep "constant". `gamma` < 1 weighs
 beta_t by the discount of Dense Reward (2402.08265) at the step of a chain of `chain` steps that starts at t: the
 discounted return of the chain, with Jensen's inequality moving the mean over steps out of the logarithm as in
-Diffusion-DPO. Tokens have no t: their log-probability is an exact sum, and a published beta is .1 (2305.18290).
+Diffusion-DPO. `sft` adds that much of -l_w, which keeps what is preferred likely where DPO alone makes both less so
+(RPO, 2404.19733; of tokens .2 to 1 of the mean over an answer, which here is a sum). Tokens have no t: their
+log-probability is an exact sum, and a published beta is .1 (2305.18290).
 
 Online (flow_grpo's OnlineDPO): the best and the worst of each prompt's samples are a pair, no pair where all are equal.
 Left out: guidance in the loss, the variant on |y - y_ref|, independent flips of the two images.
@@ -55,8 +57,8 @@ def strength(weighting: str, gamma: float, chain: int, t):
 
 
 def make(policy, reward=None, *, beta: float = 100.0, weighting: str = "constant", gamma: float = 1.0, chain: int = 50,
-         shared_noise: bool = True, online: bool = False, group: int = 1, steps: int = 10, updates: int = 1,
-         epochs: int = 1, ema: float | None = None) -> Algorithm:
+         shared_noise: bool = True, sft: float = 0.0, online: bool = False, group: int = 1, steps: int = 10,
+         updates: int = 1, epochs: int = 1, ema: float | None = None) -> Algorithm:
   """group (samples of a prompt), steps (of the sampler), updates (minibatches of pairs), epochs: online only."""
   base.check_parts("dpo", policy=policy)
   base.check_choice("weighting", weighting, WEIGHTINGS)
@@ -66,6 +68,7 @@ def make(policy, reward=None, *, beta: float = 100.0, weighting: str = "constant
                      "levels; use weighting 'constant' and gamma 1, or a diffusion policy")
   if not beta > 0:
     raise ValueError(f"beta = {beta} must be positive; 100 to 5000 are published for means over elements")
+  base.check_least("sft", sft, 0, "0 is DPO alone")
 
   def gains(params, batch, t, keys):
     """[2 B]: log_prob of policy over reference, winners first, losers after them."""
@@ -84,7 +87,8 @@ def make(policy, reward=None, *, beta: float = 100.0, weighting: str = "constant
     win, lose = jnp.split(gain, 2)
     margin = beta * strength(weighting, gamma, chain, t) * (win - lose)
     weight = batch.get("weight", jnp.ones_like(margin))
-    return (-jax.nn.log_sigmoid(margin) * weight).mean(), report(margin, win, lose, -2 * now, weight, t, beta)
+    value = -jax.nn.log_sigmoid(margin) - sft * jnp.split(now, 2)[0] if sft else -jax.nn.log_sigmoid(margin)
+    return (value * weight).mean(), report(margin, win, lose, -2 * now, weight, t, beta)
 
   if not online:
     return base.offline(loss, draw=lambda memory, step, key: weighed(memory), follow=base.average(ema))

@@ -90,6 +90,17 @@ def test_dpo_swapping_winner_and_loser_flips_the_margin():
     np.testing.assert_allclose(method.loss(params, swapped, jax.random.key(0))[1]["margin"], -margin, rtol=1e-5)
 
 
+def test_dpo_with_sft_adds_the_loss_of_the_winners():
+  made = policy()
+  params, batch, key = params_of(made, 0.1), batch_of(made), jax.random.key(0)
+  batch = {**batch, "weight": jnp.arange(float(len(batch["win"])))}
+  (plain, metrics), (more, same) = (dpo.make(made, sft=weight).loss(params, batch, key) for weight in (0.0, 3.0))
+  keys = base.sample_keys(key, batch)
+  winners = made.log_prob(params["policy"], batch["cond"], batch["win"], keys, made.law(fold(keys, 0)))
+  np.testing.assert_allclose(more - plain, -3.0 * (winners * batch["weight"]).mean(), rtol=1e-5)
+  assert metrics["margin"] == same["margin"]
+
+
 def test_dpo_discounts_by_the_step_that_starts_at_t():
   """gamma = 1 changes no bit; otherwise the margin is the plain one times N p_k, k = floor((1 - t) N)."""
   made = policy()
@@ -437,6 +448,7 @@ MADE = policy()
   (lambda: nft.make(MADE, reward(), group=4, levels=11), "levels = 11 must be in 1 .. 10"),
   (lambda: nft.make(MADE, reward(), group=4, beta=0.0), "beta = 0.0 must be positive"),
   (lambda: nft.make(MADE, reward(), group=4, old_limit=1.0), "old_limit = 1.0 must be in"),
+  (lambda: dpo.make(MADE, sft=-1.0), "sft = -1.0 must be at least 0"),
   (lambda: dpo.make(MADE, weighting="late"), "weighting = 'late' is not one of constant, time"),
   (lambda: dpo.make(MADE, online=True, group=4), "reward = None: algorithm 'dpo with online' needs a reward"),
   (lambda: refl.make(MADE, reward("host")), "reward.where = 'host': 'refl' differentiates the reward"),
