@@ -17,11 +17,20 @@ REDUCED += ["config.runs.evaluate.samples=1", "config.runs.evaluate.batch=12"]""
   "seedance": """UPDATES, PROMPTS = 2, 6
 REDUCED = [f"config.runs.{name}.{option}" for name in ("seen", *PARTS)
            for option in ("steps=2", "optim.warmup_steps=0")]
-REDUCED += ["config.runs.maximised.batch=2", "config.runs.maximised.calibrate=8", "config.runs.evaluate.batch=12"]"""}
+REDUCED += ["config.runs.maximised.batch=2", "config.runs.maximised.calibrate=8", "config.runs.evaluate.batch=12"]""",
+  "unified_reward": """WAYS, ASKED, UPDATES, PROMPTS = ("random", "two_stage"), 16, 2, 12
+REDUCED = ["config.runs.pairs.samples=4", "config.runs.pairs.calls=8", "config.runs.pairs.batch=16",
+           "config.runs.random.batch=4", "config.runs.two_stage.batch=4", "config.runs.evaluate.samples=1"]""",
+  "uae": """PASSES, PICTURES, PROMPTS = 2000, 6, 12
+REDUCED = ["config.runs.scorer.steps=2", "config.runs.scorer.optim.warmup_steps=1", "config.runs.evaluate.samples=1"]
+REDUCED += [f"config.runs.round_{i}_{side}.{option}" for i, side in enumerate(SIDES, 1)
+            for option in ("batch=4", "group=2")]"""}
 EXPECTED = {"tour": (2, ("report.html", "aligned - base")),  # pictures, words
             "gamma": (2, ("dpo    gamma 1", "dense  gamma 0.8", "±")),
             "dense_reward": (4, ("decided after step", "discounted - plain", "discounted - base")),
-            "seedance": (5, ("motion - left better", "report.html", "maximised - base"))}
+            "seedance": (5, ("motion - left better", "report.html", "maximised - base")),
+            "unified_reward": (2, ("random: 16 pairs of 16", "two_stage: ", "report.html", "two_stage - random")),
+            "uae": (2, ("told/right", "report.html", "aligned - base"))}
 
 
 @pytest.mark.parametrize("path", BOOKS, ids=lambda p: p.stem)
