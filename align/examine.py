@@ -7,14 +7,15 @@ names the format of a judge's question ("question", not ""), only the verdict co
 compares with "truth". Of a question about a pair this is the pairwise accuracy, in the one order in which the
 candidates stand; of a score the share that is exact. What is said, or what the policy's `decode` makes of it, may
 also be judged by rewards. The first examples are kept in WORKDIR/examples.npz, for the report: "prompt" and "said" [N]
-texts, "right" [N], where the records have pictures "media" [N H W C], which a policy that paints what it says (UAE)
-follows with "made".
+texts, "right" [N] where answers can be, and where the records have pictures "media" uint8 [N H W C] or [N n H W C], of
+which "shown" [N] are there; where there are rewards and the policy paints what it says (UAE), "made" [N H W C].
 Left out: both orders of a pair, ties, answers in other words (rewards/judging/judge.py).
 """
 import functools
 import io
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -22,7 +23,7 @@ import numpy as np
 
 from align import build, evaluate, metrics, protocols, report, shard
 from align import data as batches
-from diffusion import folder
+from diffusion import folder, tokenizer
 from diffusion.generator import to_uint8
 from diffusion.mesh import batch_sharding, within
 from rewards import verdict
@@ -66,27 +67,33 @@ def examine(workdir: str, *, model: str, data: dict, batch: int = 50, seed: int 
     values = evaluate.judge(judges, said[:, None], records, batch=size, seed=seed, mesh=mesh)
     results["means"] = {part: float(np.nanmean(found)) for part, found in values.items()}
   workdir.mkdir(parents=True, exist_ok=True)
-  kept = io.BytesIO()
-  np.savez(kept, **examples(worded(described), right, tokens, said, records))
-  report.atomic(workdir / "examples.npz", kept.getvalue())
+  if jax.process_index() == 0:
+    kept = io.BytesIO()
+    np.savez(kept, **examples(worded({**described, **(options or {})}), right, tokens, said, records))
+    report.atomic(workdir / "examples.npz", kept.getvalue())
   (workdir / "results.json").write_text(json.dumps(results, indent=1))
   return results
 
 
-def worded(described: dict) -> str | None:
-  """The folder whose tokenizer a policy's answers are in, where they are of a language model."""
-  return described.get("model") or (described.get("captioner") or {}).get("model")
+def worded(described: dict) -> Callable:
+  """ids [L] -> the text of an answer, of a policy of this description, whether or not it ends."""
+  model = described.get("model") or (described.get("captioner") or {}).get("model")
+  if model:
+    talk = verdict.opened(model)[0]
+    return lambda ids: verdict.spoken(talk, ids)
+  return tokenizer.load(described["tokens"]).decode
 
 
-def examples(model: str | None, right: np.ndarray, tokens: np.ndarray, made: np.ndarray, records: list) -> dict:
+def examples(text: Callable, right: np.ndarray, tokens: np.ndarray, made: np.ndarray, records: list) -> dict:
   """What is kept of the first questions, see above."""
-  first, talk = records[:EXAMPLES], model and verdict.opened(model)[0]
-  text = lambda ids: (talk and verdict.said(talk, ids)) or " ".join(map(str, ids))
+  first = records[:EXAMPLES]
   out = {"prompt": [one.get("prompt", "") for one in first], "said": [text(ids) for ids in tokens[:EXAMPLES]]}
   if right.size:
     out["right"] = right[:EXAMPLES]
   if first and "media" in first[0]:
-    out["media"] = np.stack([one["media"] for one in first])
+    media = np.stack([one["media"] for one in first])
+    out["media"] = media if media.dtype == np.uint8 else to_uint8(media)
+    out["shown"] = [int(one.get("shown", len(one["media"]) if media.ndim == 5 else 1)) for one in first]
   if made.ndim > 2:
     out["made"] = made[:EXAMPLES]
   return out

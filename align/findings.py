@@ -29,6 +29,8 @@ def share(found: dict, what: str) -> str:
   one = (found.get("audit") or {}).get(what)
   if not one or one["share"] is None:
     return "–"
+  if one["interval"] is None:  # of a single prompt
+    return f"{one['share']:.3f}"
   low, high = one["interval"]
   return f"{one['share']:.3f}<small>{low:.3f} to {high:.3f}</small>"
 
@@ -41,8 +43,9 @@ def examined(results: dict, examples: Mapping) -> str:
   columns = list(dict.fromkeys(name for one in found.values() for name in measured(one)))
   rows = [[esc(name), *(number(measured(one).get(column)) for column in columns)] for name, one in found.items()]
   shown = [pictured(name, examples[name]) for name in found if "media" in examples.get(name, ())]
-  return page.section("Examinations", "Shares of right answers, and means of what was measured of what was said. "
-                      "Below, the first examples of each.", page.table(["", *columns], rows), *shown)
+  note = "Shares of right answers, and means of what was measured of what was said."
+  note += " Below, first examples." if shown else ""
+  return page.section("Examinations", note, page.table(["", *columns], rows), *shown)
 
 
 def measured(one: dict) -> dict:
@@ -61,7 +64,7 @@ def pictured(name: str, kept: Mapping) -> str:
   cells = []
   for i, said in enumerate(kept["said"][:EXAMPLES]):
     media = np.asarray(kept["media"][i])
-    media = [media] if media.ndim == 3 else [one for one in media if one.any()][:PICTURES]
+    media = [media] if media.ndim == 3 else media[:min(int(kept["shown"][i]), PICTURES)]
     right = bool(kept["right"][i]) if "right" in kept else None
     tiles = [page.picture(one, "shown", None) for one in media]
     tiles += [page.picture(kept["made"][i], "painted", None)] if "made" in kept else []

@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -145,11 +146,19 @@ def publish(workdir: Path, evaluation: str, more: dict) -> dict:
   from align import evaluate
   config = json.loads((workdir / "config.json").read_text()) if (workdir / "config.json").is_file() else {}
   results = {**evaluate.read(workdir / evaluation), **more}
-  kept = {name: workdir / name / "examples.npz" for name in more.get("examined", {})}
-  examples = {name: np.load(path) for name, path in kept.items() if path.is_file()}  # of older runs there are none
-  path = evaluate.publish(workdir / evaluation, workdir, results, config, examples)
+  path = evaluate.publish(workdir / evaluation, workdir, results, config, examples(workdir, more.get("examined", ())))
   print(f"report: {path}", flush=True)
   return results
+
+
+def examples(workdir: Path, names: Iterable) -> dict:
+  """{examination: what it kept}; older ones kept nothing."""
+  out = {}
+  for name in names:
+    if (path := workdir / name / "examples.npz").is_file():
+      with np.load(path) as kept:
+        out[name] = dict(kept)
+  return out
 
 
 def passed(workdir: Path, results: dict) -> dict:

@@ -8,7 +8,7 @@ that does not come to its end counts as far as it goes.
 """
 import numpy as np
 
-from diffusion import chat, vlm
+from rewards import verdict
 from rewards.core import Reward, Scores
 from rewards.scenes.told import told
 
@@ -16,21 +16,15 @@ from rewards.scenes.told import told
 def make(model: str) -> Reward:
   """model: the folder whose tokenizer the captions are in. Raises ValueError, while scoring, for records without
   objects."""
-  talk = chat.load(vlm.at(model) or model, None, None)
+  talk, _ = verdict.opened(model)
 
   def score(view, batch, media, keys):
     metas = batch.get("meta") or []
     if len(metas) != len(media) or any("objects" not in m for m in metas):
       raise ValueError(f"scenes_told: batch['meta'] has {len(metas)} records for {len(media)} captions, each of which "
                        "must have 'objects'; use pictures of the data set scenes")
-    found = [told(spoken(talk, ids), m["objects"]) for ids, m in zip(media, metas, strict=True)]
+    found = [told(verdict.spoken(talk, ids), m["objects"]) for ids, m in zip(media, metas, strict=True)]
     parts = {name: np.array([one[name] for one in found], np.float32) for name in found[0]}
     return Scores(parts["complete"] - parts["invented"], parts, np.ones(len(media), bool))
 
   return Reward(lambda key: {}, lambda batch: batch, score, "host", None)
-
-
-def spoken(talk: chat.Chat, ids: np.ndarray) -> str:
-  """The text of an answer up to its end."""
-  ends = np.flatnonzero(np.isin(ids, talk.stop))
-  return talk.decode(ids[:ends[0]] if len(ends) else ids)

@@ -46,8 +46,13 @@ def opened(model: str, prompts: str = None) -> tuple[chat.Chat, dict]:
 
 def said(talk: chat.Chat, ids: np.ndarray) -> str | None:
   """The text of an answer; None where it does not end."""
+  return spoken(talk, ids) if np.isin(ids, talk.stop).any() else None
+
+
+def spoken(talk: chat.Chat, ids: np.ndarray) -> str:
+  """The text of an answer up to its end, or as far as it goes."""
   ends = np.flatnonzero(np.isin(ids, talk.stop))
-  return talk.decode(ids[:ends[0]]) if len(ends) else None
+  return talk.decode(ids[:ends[0]] if len(ends) else ids)
 
 
 def judged(known: dict, meta: dict, text: str | None) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from align import examine, main
 from align.build import UserError
 from align.datasets import scenes_questions
 from align.policies import chat
-from diffusion import folder, vlm_small
+from diffusion import folder, tokenizer, vlm_small
 from rewards import verdict
 
 DATA = {"name": "scenes_questions", "tasks": ("colour", "there"), "size": 16, "count": 30, "seed": 7}
@@ -58,8 +58,24 @@ def test_the_first_examples_are_kept(run):
   rows = [source.record(i) for i in range(len(kept["said"]))]
   assert len(rows) == examine.EXAMPLES and kept["prompt"].tolist() == [r["prompt"] for r in rows]
   np.testing.assert_array_equal(kept["media"], [r["media"] for r in rows])
+  assert kept["shown"].tolist() == [int(r["shown"]) for r in rows]
   assert kept["right"].tolist() == [said == r["meta"]["win"] for said, r in zip(kept["said"], rows, strict=True)]
   assert "made" not in kept
+
+
+def test_an_example_is_told_as_far_as_it_goes(run, tmp_path):
+  root, _, _ = run
+  talk = verdict.opened(str(root / "model"))[0]
+  said = examine.worded({"captioner": {"model": str(root / "model")}})
+  red = talk.encode("red")
+  assert said(np.array([*red, talk.stop[0], *red])) == "red" and said(np.array(red)) == "red"
+  assert said(np.array([talk.stop[0], *red])) == ""
+  ids = tokenizer.load("words").encode(["a red circle"], 8)[0][0]
+  assert examine.worded({"tokens": "words"})(ids) == "a red circle"
+  media = np.linspace(0, 1, 2 * 4 * 4 * 3, dtype=np.float32).reshape(2, 4, 4, 3)
+  kept = examine.examples(str, np.zeros(0), np.zeros((2, 3)), np.zeros(0), [{"media": media}, {"media": media}])
+  assert kept["media"].dtype == np.uint8 and kept["media"].max() == 255 and kept["shown"] == [2, 2]
+  assert set(kept) == {"prompt", "said", "media", "shown"}
 
 
 def test_of_judges_only_the_verdict_counts(run):

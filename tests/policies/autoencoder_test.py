@@ -229,9 +229,11 @@ DIFFUSION = {"name": "grpo", "clip": 1.0, "updates": 2, "steps": 2}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode, part, algorithm", [("caption", "captioner", {}),
-                                                   ("redraw", "generator/net", DIFFUSION)])
-def test_a_run_moves_its_own_part_and_resumes(spec, tmp_path, monkeypatch, mode, part, algorithm):
+@pytest.mark.parametrize("mode, part, algorithm, alone", [
+  ("caption", "captioner", {}, False), ("redraw", "generator/net", DIFFUSION, False),
+  ("caption", "captioner", {}, True)])
+def test_a_run_moves_its_own_part_and_resumes(spec, tmp_path, monkeypatch, mode, part, algorithm, alone):
+  spec = {**spec, "alone": alone}
   run = config(spec, mode, f"^policy/({part}|connector)/" if mode != "caption" else f"^policy/{part}/")
   run |= {"algorithm": algorithm or run["algorithm"]}
   main.run(run, tmp_path / "whole")

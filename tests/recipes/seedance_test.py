@@ -38,7 +38,7 @@ def test_all_methods_are_judged_by_the_same_sum():
   online = [config[name]["reward"] for name in ("maximised", "grpo", "ppo")]
   assert all(reward == online[0] for reward in online)
   collected = config["pairs"]["rewards"]["judge"]
-  assert collected["rewards"] == online[0]["rewards"] and collected["clip"] == online[0]["clip"]
+  assert {**collected, "normalise": "frozen"} == online[0] and collected["normalise"] == "batch"
   assert set(config["pairs"]["models"]) == {f"judge/{name}" for name in online[0]["rewards"]}
 
 
@@ -77,8 +77,7 @@ def test_a_reward_alone_differs_from_all_in_that_alone_and_witnesses_are_maximis
   assert runs["maximised"] == runs_of("base")["maximised"]
   for name, part in seedance.PARTS.items():
     run = runs[f"{name}_alone"]
-    weights = {name: seedance.COMPOSITE["weights"][name]}
-    assert run.pop("reward") == {**seedance.COMPOSITE, "rewards": {name: part}, "weights": weights}
+    assert run.pop("reward") == {**seedance.COMPOSITE, "rewards": {name: part}, "weights": None}
     assert run.pop("start") == {"policy": "clips", f"reward/{name}": f"@{name}"}
     assert run == {key: value for key, value in runs["maximised"].items() if key not in ("reward", "start")}
   verdict = runs["evaluate"]
