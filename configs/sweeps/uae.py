@@ -27,7 +27,7 @@ def get_sweep():
     "config": "configs/recipes/uae.py", "runs": {name: {"config.seed": seed} for name, seed in zip(runs, SEEDS,
                                                                                                    strict=True)},
     "share": dict.fromkeys(runs, {stage: f"common/{stage}" for stage in (
-      "scorer", *uae.base(), *uae.looked_at("base", uae.MODEL))}),
+      "scorer", *uae.looked_at("base", uae.MODEL))}),
     "columns": {**{arm: rate(arm) for arm in ("base", "generator", "both")},
                 **{f"{arm} {what}": told(arm, what) for arm in ("base", "captioner", "both")
                    for what in ("right", "complete", "invented", "words")},

@@ -1,11 +1,12 @@
-"""configs/recipes/uae.py: arms of equal rounds that change their own side alone, and a reduced run from nothing."""
+"""configs/recipes/uae.py: arms of equal rounds that change their own side alone, and reduced runs."""
 import json
 
 import numpy as np
 import pytest
 
-from align import main, pipeline
+from align import build, main, pipeline
 from configs.recipes import uae
+from diffusion import folder
 
 
 def test_arms_have_as_many_updates_of_a_side_and_change_no_other():
@@ -29,13 +30,20 @@ def test_arms_have_as_many_updates_of_a_side_and_change_no_other():
 
 def test_arms_begin_from_what_the_first_pipeline_ends_with():
   runs = uae.get_config("base").to_dict()["runs"]
-  assert runs["evaluate"]["arms"] == {"shipped": "scenes", "base": "@draw"} and runs["draw"]["policy"] == uae.POLICY
+  assert runs["evaluate"]["arms"] == {"scenes": "scenes", "base": "@draw"} and runs["draw"]["policy"] == uae.POLICY
   assert runs["draw"]["start"]["policy"] == "@match" and runs["match"]["start"]["policy/captioner"] == "@describe"
   whole = uae.get_config().to_dict()["runs"]
   assert {run["start"]["policy"] for name, run in whole.items()
-          if name.startswith(("both_1", "captioner_1", "generator_1"))} == {"@draw"}
-  assert {name: whole[name] for name in ("scorer", *uae.base())} == {name: runs[name] for name in ("scorer",
-                                                                                                  *uae.base())}
+          if name.startswith(("both_1", "captioner_1", "generator_1"))} == {"uae"}
+  assert whole["scorer"] == runs["scorer"] and not {*uae.base()} & {*whole}
+
+
+def test_what_ships_is_what_the_recipe_makes():
+  """Examinations and the verdict take its options from there."""
+  made = build.resolve({**uae.base()["draw"], "start": None})["policy"]
+  shipped = folder.describe(uae.MODEL)
+  same = lambda policy: {name: policy[name] for name in ("captioner", "connector", "generator", "alone", "question")}
+  assert same(made) == same(shipped) and shipped.get("mode", "draw") == "draw"
 
 
 def test_an_arm_that_there_is_not_is_refused():
@@ -61,16 +69,19 @@ def reduced(runs: dict) -> list:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_reduced_run_of_both(tmp_path, capsys):
-  runs = uae.get_config("both").to_dict()["runs"]
-  given = ["--config=configs/recipes/uae.py:both", f"--workdir={tmp_path}", *reduced(runs)]
+@pytest.mark.parametrize("arms, told, drawn", [("both", {"base", "both"}, {"base", "both"}),
+                                               ("base", {"base"}, {"scenes", "base"})])
+def test_a_reduced_run(tmp_path, capsys, arms, told, drawn):
+  runs = uae.get_config(arms).to_dict()["runs"]
+  given = [f"--config=configs/recipes/uae.py:{arms}", f"--workdir={tmp_path}", *reduced(runs)]
   assert main.main(given) == 0, capsys.readouterr().err
   results = json.loads((tmp_path / "results.json").read_text())
   report = (tmp_path / "report.html").read_text()
-  assert set(results["arms"]) == {"base", "both"} and "told/complete" in report
-  assert np.load(tmp_path / "both_redrawn/examples.npz")["made"].shape == (6, 16, 16, 3) and "painted: not" in report
-  assert set(results["examined"]) == {f"{arm}_{what}" for arm in ("base", "both")
+  assert set(results["arms"]) == drawn and "told/complete" in report
+  kept = np.load(tmp_path / f"{arms}_redrawn/examples.npz")
+  assert kept["made"].shape == (6, 16, 16, 3) and "painted: not" in report
+  assert set(results["examined"]) == {f"{arm}_{what}" for arm in told
                                       for what in ("asked", "told", "told_unseen", "redrawn")}
-  assert "told/complete" in results["examined"]["both_told"]["means"]
-  assert 0 <= results["examined"]["both_asked"]["accuracy"] <= 1
+  assert "told/complete" in results["examined"][f"{arms}_told"]["means"]
+  assert 0 <= results["examined"][f"{arms}_asked"]["accuracy"] <= 1
   assert main.main(given) == 0  # everything is done already
