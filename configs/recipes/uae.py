@@ -43,7 +43,7 @@ reward (correlation .03). After 5,000 at 1e-3, read alone, it is .82, but of pic
 The captioner learns with its tower of vision alone. Where all of it learned, at 1e-4, the states of the same words
 changed, too, for which connector and generator stand still: after four rounds .08 of its captions were drawn rightly in
 place of .42, and right about size and place were .46 in place of .60; the tower alone left .40 and .58. So far no
-captioner has gained.
+captioner has gained. Of held-out prompts the base draws .517 rightly, and after four rounds of the generator .523.
 """
 import ml_collections
 
