@@ -43,18 +43,20 @@ enlarge clips of the aligned generator, let config.runs.held.model, and that arm
 Seedance publishes neither weights nor settings of this stage; all numbers are ours, and so is the world. Left out: an
 autoencoder, whose latents it refines.
 
-Hardware: two CPU cores. The generator's arms took twenty minutes of one and their rewards four, beside another run; the
-refiner is twenty minutes by count of passes (22 ms each). None was run whole yet. What is known, of one seed: all pairs
-of a batch are ordered rightly after 100 updates of `motion` and of `looks`, and at 32 pixels after 60 of each; of 120
-clips of the base, .500 of them right, .267 are with every pixel repeated, .483 as the refiner enlarges them in 8 steps
-after 150 updates, .458 in 2 and .367 in 1 (standard errors of .045). So two steps lose little; `refiner_1`, of one,
-leaves more to regain.
+Hardware: two CPU cores. Five arms of the generator, with pairs and verdict, took 21 to 25 minutes of one and their
+rewards four, beside another run; the refiner is twenty minutes by count of passes (22 ms each). No part was run whole
+yet. What is known, of one seed: all pairs of a batch are ordered rightly after 100 updates of `motion` and of `looks`,
+and at 32 pixels after 60 of each; of 120 clips of the base, .500 of them right, .267 are with every pixel repeated,
+.483 as the refiner enlarges them in 8 steps after 150 updates, .458 in 2 and .367 in 1 (standard errors of .045). So
+two steps lose little; `refiner_1`, of one, leaves more to regain.
 
 Rates were tried on seed 100 and prompts to learn from (configs/sweeps/seedance_tuning.py; of the base .577 are right,
 intervals are +-.04), at 3e-5, 1e-4 and 3e-4: `maximised` .660, .685, .530; `ppo` .602, .630, .461; `dpo` .608, .625,
-.557; `grpo` .580, .593, .453; `control` at 1e-4, 3e-4 and 1e-3 .602, .640, .627. With less of one other option, at the
-best rate: `maximised` from the second step on .679, `ppo` and `grpo` with a clip of 3e-4 .647 and .629, `dpo` at beta
-300 .661, `control` with an average of .9 .643. More of it is not tried yet, and none of it is set.
+.557; `grpo` .580, .593, .453; `control` at 1e-4, 3e-4 and 1e-3 .602, .640, .627. Then at the best of these one option
+with less and more of it, beside what the rates were tried at: `maximised` from .25, .5 and .75 of the chain on .679,
+.685, .642; `ppo` and `grpo` with a clip of 3e-4, 1e-3 and 3e-3 .647, .630, .631 and .629, .593, .582; `dpo` at beta
+300, 1000 and 3000 .661, .625, .610; `control` with an average of .9, .99 and .999 .643, .640, .640. The best of each is
+set.
 """
 import functools
 
@@ -88,16 +90,8 @@ PARTS = parts()
 WITNESSES = {  # of `single`; that of looks sees every frame, also those that the reward does not
   "motion": PARTS["motion"],
   "looks": {**PARTS["looks"], "count": 6, "rewards": {"look": {"name": "look", "size": SIZE, "width": 24}}}}
-SHARES = {"content": 1.0, "motion": 0.25, "looks": 0.25}  # of the composite; see above
-
-
-def composite(rewards: dict) -> dict:
-  """Of these parts, which may be fewer than there are."""
-  return {"name": "mix", "rewards": rewards, "weights": {name: SHARES[name] for name in rewards},
-          "normalise": "frozen", "clip": 3.0}
-
-
-COMPOSITE = composite(PARTS)
+COMPOSITE = {"name": "mix", "rewards": PARTS, "weights": {"motion": 0.25, "looks": 0.25}, "normalise": "frozen",
+             "clip": 3.0}
 FEED = {"name": "refl", "first": 0.5, "weight": 1.0, "phi": "linear", "ema": 0.95}
 WEIGHTS = {f"reward/{name}": f"@{name}" for name in PARTS}
 POLICY = {**common.CLIPS, "steps": STEPS}
@@ -140,7 +134,7 @@ def costs() -> dict:
 def arms() -> dict:
   """Runs of as many forward passes, but for the training of rewards, which all have."""
   per = costs()
-  ratio = {"steps": STEPS, "updates": 4, "clip": 1e-3, "ratio": "gaussian", "ema": 0.95}
+  ratio = {"steps": STEPS, "updates": 4, "clip": 3e-4, "ratio": "gaussian", "ema": 0.95}
   made = {
     "maximised": {**ONLINE, "group": 2, "steps": BUDGET // per["maximised"], "algorithm": {**FEED, "steps": STEPS}},
     "grpo": {**ONLINE, "steps": BUDGET // per["grpo"] * 4, "algorithm": {
@@ -149,9 +143,9 @@ def arms() -> dict:
             "algorithm": {"name": "ppo", "centre": True, **ratio}},
     "dpo": {**PLAIN, "batch": 24, "steps": (BUDGET - COLLECTED) // per["dpo"],
             "data": {"name": "pairs", "path": "@pairs/pairs/point"},
-            "algorithm": {"name": "dpo", "beta": 1000.0, "ema": 0.99}},
+            "algorithm": {"name": "dpo", "beta": 300.0, "ema": 0.99}},
     "control": {**PLAIN, "batch": 32, "steps": BUDGET // per["control"], "drop": 0.1,
-                "data": {**rendered(), "seed": 2}, "algorithm": {"name": "sft", "ema": 0.99}},
+                "data": {**rendered(), "seed": 2}, "algorithm": {"name": "sft", "ema": 0.9}},
   }
   return {name: {**run, "optim": {**run["optim"], "lr": RATES[name]}} for name, run in made.items()}
 
@@ -189,7 +183,8 @@ def single() -> dict:
   """The pipeline of each reward alone, beside all together."""
   first = arms()["maximised"]
   alone = {f"{name}_alone": {**first, "start": {"policy": "clips", f"reward/{name}": f"@{name}"},
-                             "reward": {**composite({name: part}), "weights": None}} for name, part in PARTS.items()}
+                             "reward": {**COMPOSITE, "rewards": {name: part}, "weights": None}}
+           for name, part in PARTS.items()}
   made = rewards()
   witnesses = {f"{name}_witness": {**made[name], "reward": reward, "seed": 1000,
                                    "data": {**made[name]["data"], "seed": 1000}} for name, reward in WITNESSES.items()}
@@ -220,7 +215,8 @@ def refiners(few: int) -> dict:
     f"{name}_control": {**distilled, "steps": DISTILLED + FED * feed // DISTIL},
     f"{name}_rlhf": {**plain, "steps": FED, "start": {"policy": f"@{name}", **WEIGHTS},
                      "data": {"name": "samples", "path": "@low/samples", "entry": "low"},
-                     "reward": composite(parts(FINE)), "optim": {**PLAIN["optim"], "lr": RATES["maximised"]},
+                     "reward": {**COMPOSITE, "rewards": parts(FINE)},
+                     "optim": {**PLAIN["optim"], "lr": RATES["maximised"]},
                      "algorithm": {**FEED, "steps": few}},
   }
 
