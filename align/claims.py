@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
-from align import build, config, guard, report
+from align import build, config, guard, page, report
 
 MARKS = "<!-- claims -->", "<!-- /claims -->"
 RULE = ("Intervals are 95 %: over seeds by Student's t, of a single run by bootstrap over prompts. *Holds*: the "
@@ -250,8 +250,8 @@ def waiting(rows: list) -> str:
 
 def ours(claim: Claim, found: Found) -> str:
   total = len(claim.runs)
-  span = f" ({report.span(found.interval, report.signed)})" if found.interval else ""
-  return f"{report.signed(found.mean)}{span}, {total} seed{'s' * (total > 1)}"
+  span = f" ({page.span(found.interval, page.signed)})" if found.interval else ""
+  return f"{page.signed(found.mean)}{span}, {total} seed{'s' * (total > 1)}"
 
 
 def split(path: str) -> tuple[str, str]:

@@ -12,7 +12,6 @@ which "shown" [N] are there; where there are rewards and the policy paints what 
 Left out: both orders of a pair, ties, answers in other words (rewards/judging/judge.py).
 """
 import functools
-import io
 import json
 import math
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from align import build, evaluate, metrics, protocols, report, shard
+from align import build, evaluate, metrics, protocols, shard
 from align import data as batches
 from diffusion import folder, tokenizer
 from diffusion.generator import to_uint8
@@ -67,21 +66,20 @@ def examine(workdir: str, *, model: str, data: dict, batch: int = 50, seed: int 
     values = evaluate.judge(judges, said[:, None], records, batch=size, seed=seed, mesh=mesh)
     results["means"] = {part: float(np.nanmean(found)) for part, found in values.items()}
   workdir.mkdir(parents=True, exist_ok=True)
-  if jax.process_index() == 0:
-    kept = io.BytesIO()
-    np.savez(kept, **examples(worded({**described, **(options or {})}), right, tokens, said, records))
-    report.atomic(workdir / "examples.npz", kept.getvalue())
+  text = worded({**described, **(options or {})})
+  np.savez_compressed(workdir / "examples.npz", **examples(text, right, tokens, said, records))
   (workdir / "results.json").write_text(json.dumps(results, indent=1))
   return results
 
 
 def worded(described: dict) -> Callable:
-  """ids [L] -> the text of an answer, of a policy of this description, whether or not it ends."""
+  """ids [L] -> the text of an answer, of a policy of this description, whether or not it ends; the ids themselves where
+  it does not say whose words they are."""
   model = described.get("model") or (described.get("captioner") or {}).get("model")
   if model:
     talk = verdict.opened(model)[0]
     return lambda ids: verdict.spoken(talk, ids)
-  return tokenizer.load(described["tokens"]).decode
+  return tokenizer.load(described["tokens"]).decode if "tokens" in described else lambda ids: " ".join(map(str, ids))
 
 
 def examples(text: Callable, right: np.ndarray, tokens: np.ndarray, made: np.ndarray, records: list) -> dict:

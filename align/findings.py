@@ -26,13 +26,8 @@ def collected(results: dict) -> str:
 
 
 def share(found: dict, what: str) -> str:
-  one = (found.get("audit") or {}).get(what)
-  if not one or one["share"] is None:
-    return "–"
-  if one["interval"] is None:  # of a single prompt
-    return f"{one['share']:.3f}"
-  low, high = one["interval"]
-  return f"{one['share']:.3f}<small>{low:.3f} to {high:.3f}</small>"
+  one = (found.get("audit") or {}).get(what) or {"share": None, "interval": None}
+  return f"{page.number(one['share'])}<small>{page.span(one['interval'], page.number)}</small>"
 
 
 def examined(results: dict, examples: Mapping) -> str:
@@ -41,7 +36,7 @@ def examined(results: dict, examples: Mapping) -> str:
   if not found:
     return ""
   columns = list(dict.fromkeys(name for one in found.values() for name in measured(one)))
-  rows = [[esc(name), *(number(measured(one).get(column)) for column in columns)] for name, one in found.items()]
+  rows = [[esc(name), *(page.number(measured(one).get(column)) for column in columns)] for name, one in found.items()]
   shown = [pictured(name, examples[name]) for name in found if "media" in examples.get(name, ())]
   note = "Shares of right answers, and means of what was measured of what was said."
   note += " Below, first examples." if shown else ""
@@ -53,10 +48,6 @@ def measured(one: dict) -> dict:
   kinds = {kind: entry["accuracy"] for kind, entry in one.get("scores", {}).items()}
   return {**({"accuracy": one["accuracy"]} if "accuracy" in one else {}), **(kinds if len(kinds) > 1 else {}),
           **one.get("means", {})}
-
-
-def number(value: float | None) -> str:
-  return "–" if value is None else f"{value:.3f}"
 
 
 def pictured(name: str, kept: Mapping) -> str:

@@ -84,6 +84,18 @@ def esc(value: Any) -> str:
   return html.escape(str(value), quote=True)
 
 
+def number(value: float | None) -> str:
+  return "–" if value is None else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+  return "–" if value is None else f"{value:+.3f}".replace("-", "−")
+
+
+def span(interval: Any, form: Any) -> str:
+  return "" if interval is None else f"{form(interval[0])} to {form(interval[1])}"
+
+
 def document(title: str, body: str) -> str:
   return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{esc(title)}</title>\n'
           '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

@@ -86,34 +86,34 @@ def header(title: str, results: dict, main: str, prompts: Sequence[str], arms: d
   facts += [f"{next(iter(arms.values()))['images'].shape[1]} samples each"] if arms else []
   facts += [f"seed {results['seed']}"] if "seed" in results else []
   return (f'<header>\n<h1>{esc(title)}</h1>\n<div class="soft">{esc(" · ".join(facts))}</div>\n'
-          f'<p class="lead"><strong>{esc(main)}</strong> succeeds at a rate of {number(overall["rate"])} '
+          f'<p class="lead"><strong>{esc(main)}</strong> succeeds at a rate of {page.number(overall["rate"])} '
           f"({overall['successes']:,} of {overall['count']:,} samples){gained(results, main)}.</p>\n</header>")
 
 
 def gained(results: dict, main: str) -> str:
   """The sentence's second half: the gain over every other arm."""
   gains = [(other, entry["overall"]["difference"]) for other, entry in gains_of(results, main).items()]
-  said = [f"{esc(signed(gain))} against {esc(other)}" for other, gain in gains if gain is not None]
+  said = [f"{esc(page.signed(gain))} against {esc(other)}" for other, gain in gains if gain is not None]
   return ", " + " and ".join(said) if said else ""
 
 
 def headline(results: dict, main: str) -> str:
   """One card for the rate, each gain, and the diversity that is left."""
   overall = results["arms"][main]["overall"]
-  cards = [card(f"Success rate, {main}", number(overall["rate"]), overall["interval"])]
+  cards = [card(f"Success rate, {main}", page.number(overall["rate"]), overall["interval"])]
   for other, entry in gains_of(results, main).items():
     gain = entry["overall"]
-    cards.append(card(f"Gain over {other}", signed(gain["difference"]), gain["interval"], signed))
+    cards.append(card(f"Gain over {other}", page.signed(gain["difference"]), gain["interval"], page.signed))
   if "diversity_ratio" in results:
     kept = results["diversity_ratio"]
-    cards.append(card("Diversity, share kept", number(kept["value"]), kept["interval"]))
+    cards.append(card("Diversity, share kept", page.number(kept["value"]), kept["interval"]))
   return ('<div class="cards">' + "".join(cards) + '</div>\n<p class="note" style="margin-top:12px">Ranges are 95 % '
           "bootstrap intervals clustered by prompt; overall is the unweighted mean over categories.</p>")
 
 
 def card(name: str, value: str, interval: Any, form: Any = None) -> str:
   return (f'<div class="card"><div class="name">{esc(name)}</div><div class="big">{esc(value)}</div>'
-          f'<div class="range">{esc(span(interval, form or number))}</div></div>')
+          f'<div class="range">{esc(page.span(interval, form or page.number))}</div></div>')
 
 
 def alarms(results: dict) -> str:
@@ -132,7 +132,7 @@ def targets(results: dict) -> str:
   found = results.get("targets") or []
   if not found:
     return ""
-  rows = [[esc(t["name"]), number(t["value"]), esc(bound(t)), pill(t["met"])] for t in found]
+  rows = [[esc(t["name"]), page.number(t["value"]), esc(bound(t)), pill(t["met"])] for t in found]
   reached = sum(t["met"] is True for t in found)
   verdicts = page.table(["", "reached", "wanted", ""], rows)
   return page.section("Targets", f"{reached} of {len(found)} met.", f'<div class="narrow">{verdicts}</div>')
@@ -208,8 +208,8 @@ def by_arm(results: dict) -> str:
   for name, arm in results["arms"].items():
     diversity = arm.get("diversity") or {"value": None, "interval": None}
     rows.append([esc(name), rate_cell(arm["overall"]),
-                 f"{number(diversity['value'])}<small>{span(diversity['interval'], number)}</small>",
-                 *(number(scores.get(name, {}).get(score)) for score in names)])
+                 f"{page.number(diversity['value'])}<small>{page.span(diversity['interval'], page.number)}</small>",
+                 *(page.number(scores.get(name, {}).get(score)) for score in names)])
   head = ["", "success rate", "diversity", *map(esc, names)]
   return page.section("Arms", "Diversity is measured within a prompt; the other columns are means of every score.",
                       page.table(head, rows))
@@ -245,13 +245,13 @@ def versions(results: dict) -> str:
 def rate_cell(entry: dict | None) -> str:
   if entry is None:
     return "–"
-  return (f"{number(entry['rate'])}<small>{span(entry['interval'], number)}</small>"
+  return (f"{page.number(entry['rate'])}<small>{page.span(entry['interval'], page.number)}</small>"
           f"<small>{entry['successes']:,} / {entry['count']:,}</small>")
 
 
 def gain_cell(entry: dict | None) -> str:
-  return "–" if entry is None else (f"{signed(entry['difference'])}"
-                                    f"<small>{span(entry['interval'], signed)}</small>")
+  return "–" if entry is None else (f"{page.signed(entry['difference'])}"
+                                    f"<small>{page.span(entry['interval'], page.signed)}</small>")
 
 
 def gains_of(results: dict, main: str) -> dict:
@@ -286,18 +286,6 @@ def met(target: dict) -> bool | None:
 
 def bound(target: dict) -> str:
   return f"at least {target['at_least']:g}" if "at_least" in target else f"at most {target['at_most']:g}"
-
-
-def number(value: float | None) -> str:
-  return "–" if value is None else f"{value:.3f}"
-
-
-def signed(value: float | None) -> str:
-  return "–" if value is None else f"{value:+.3f}".replace("-", "−")
-
-
-def span(interval: Any, form: Any) -> str:
-  return "" if interval is None else f"{form(interval[0])} to {form(interval[1])}"
 
 
 def memory(count: int | None) -> str:

@@ -139,7 +139,7 @@ def html(results: dict, images, prompts: list) -> str:
   colours = {arm: i for i, arm in enumerate(ARMS)}
   drawn = [charts.lines(name, {arm: (ks, [rate(r, name) for r in found]) for arm, found in curves.items()}, colours,
                         xlabel="steps with the first prompt") for name in results["decided"]]
-  cell = lambda entry: f"{report.number(entry['rate'])}<small>{report.span(entry['interval'], report.number)}</small>"
+  cell = lambda entry: f"{page.number(entry['rate'])}<small>{page.span(entry['interval'], page.number)}</small>"
   rows = [[str(k), *(cell(found[k]["overall"]) for found in curves.values())] for k in ks]
   said = "; ".join(f"{name} {k}" for name, k in results["decided"].items())
   samples = "".join(f"<p>{page.esc(a)} → {page.esc(b)}</p><div class=\"tiles\" style=\"--samples:{len(ks)}\">"

@@ -9,8 +9,8 @@ Flow-DPO's derived beta (1 - t)^2, which its authors found to hack the reward; t
 beta_t by the discount of Dense Reward (2402.08265) at the step of a chain of `chain` steps that starts at t: the
 discounted return of the chain, with Jensen's inequality moving the mean over steps out of the logarithm as in
 Diffusion-DPO. `sft` adds that much of -l_w, which keeps what is preferred likely where DPO alone makes both less so
-(RPO, 2404.19733; of tokens .2 to 1 of the mean over an answer, which here is a sum). Tokens have no t: their
-log-probability is an exact sum, and a published beta is .1 (2305.18290).
+(RPO, 2404.19733; of tokens .2 to 1 of the mean over an answer, which here is a sum); `error_win` logs -2 l_w. Tokens
+have no t: their log-probability is an exact sum, and a published beta is .1 (2305.18290).
 
 Online (flow_grpo's OnlineDPO): the best and the worst of each prompt's samples are a pair, no pair where all are equal.
 Left out: guidance in the loss, the variant on |y - y_ref|, independent flips of the two images.
@@ -87,7 +87,7 @@ def make(policy, reward=None, *, beta: float = 100.0, weighting: str = "constant
     win, lose = jnp.split(gain, 2)
     margin = beta * strength(weighting, gamma, chain, t) * (win - lose)
     weight = batch.get("weight", jnp.ones_like(margin))
-    value = -jax.nn.log_sigmoid(margin) - sft * jnp.split(now, 2)[0] if sft else -jax.nn.log_sigmoid(margin)
+    value = -jax.nn.log_sigmoid(margin) - sft * jnp.split(now, 2)[0]
     return (value * weight).mean(), report(margin, win, lose, -2 * now, weight, t, beta)
 
   if not online:

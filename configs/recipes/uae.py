@@ -28,22 +28,24 @@ alone could be the reason; and how alike and how right pictures are that are dra
 arm that learns alone has as many updates as its side has in `both`.
 
 Hardware: two CPU cores. An arm has 50,000 forward passes of the U-Net, which is what a pass of the captioner over a
-picture and its caption costs, too: six to ten minutes of a core. The base took little more than an hour of one, beside
-other runs. Not run whole yet. What is known, of one seed each: after 700 updates the captioner says .93 of the objects,
-invents .07, and is right about size and place of .26 of what captions never name; .97, .03 and .60 of what they may;
-colour, shape and presence are answered rightly always, count .98, side .57. Of the reward's variance among captions of
-a picture, each painted with noise of its own, only 3 % was due to what they say; with one noise for all of them it is
-about half.
+picture and its caption costs, too: the captioner's took six minutes of a core, the generator's six of both. The base
+took little more than an hour of one, beside other runs. Not run whole yet. What is known, of one seed each: after 700
+updates the captioner says .93 of the objects, invents .07, and is right about size and place of .26 of what captions
+never name; .97, .03 and .60 of what they may; colour, shape and presence are answered rightly always, count .98, side
+.57. Of the reward's variance among captions of a picture, each painted with noise of its own, only 3 % was due to what
+they say; with one noise for all of them it was about half, of a base before this one.
 
 After 2,000 updates of `draw` at 5e-4, half of them behind the picture, the generator followed no places: of pictures
 with one object it drew .23 rightly of the true description, and what captions said of places had nothing to do with the
-reward (correlation .03). After 5,000 at 1e-3, read alone, it is .82, but of pictures with two and three objects .10 and
-.02; of all .55, of the captioner's descriptions .42. Captions that are right are alike by .73, others by -.16.
+reward (correlation .03). After 5,000 at 1e-3, read alone, it is .82 of pictures with one object, .10 of ten with two,
+.02 of 55 with three, and .55 of all 192; of the captioner's descriptions .42. Captions that are right are alike by .73,
+others by -.16.
 
 The captioner learns with its tower of vision alone. Where all of it learned, at 1e-4, the states of the same words
 changed, too, for which connector and generator stand still: after four rounds .08 of its captions were drawn rightly in
-place of .42, and right about size and place were .46 in place of .60; the tower alone left .40 and .58. So far no
-captioner has gained. Of held-out prompts the base draws .517 rightly, and after four rounds of the generator .523.
+place of .42, and right about size and place were .46 in place of .60; the tower alone left .40 (of 192 other pictures)
+and .58. So far no captioner has gained. Of held-out prompts the base draws .517 rightly, and after four rounds of the
+generator .523.
 """
 import ml_collections
 

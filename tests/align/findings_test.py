@@ -13,8 +13,9 @@ def test_a_collection_is_a_row_for_each_way():
   page = findings.collected({"collected": {"pairs": {"prompts": 480, "ways": {"two_stage": WAY, "random": way}},
                                            "labels": {"prompts": 2400, "ways": {"point": {**WAY, "audit": None}}}}})
   assert page.count("<tr>") == 4 and "<td>pairs</td><td>two_stage</td><td>480</td><td>286</td>" in page
-  assert "<td>95 undecided, 99 close</td><td>0.980<small>0.950 to 1.000</small></td><td>–</td>" in page
-  assert "<td>random</td><td>480</td><td>480</td><td>–</td><td>–</td><td>1.000</td>" in page and "2,400" in page
+  assert "<td>95 undecided, 99 close</td><td>0.980<small>0.950 to 1.000</small></td><td>–<small></small></td>" in page
+  none = "<small></small></td>"
+  assert f"<td>random</td><td>480</td><td>480</td><td>–</td><td>–{none}<td>1.000{none}" in page and "2,400" in page
   assert findings.collected({}) == findings.collected({"collected": {}}) == ""
 
 

@@ -1,6 +1,7 @@
 """Order, references and resumption of a pipeline; the runs themselves are in quickstart_test and digits_test."""
 import json
 
+import numpy as np
 import pytest
 
 from align import main, pipeline
@@ -99,3 +100,11 @@ def test_a_finished_run_of_another_config_is_refused_before_anything_runs(tmp_pa
   assert len(calls) == 1
   stages = pipeline.pipeline(tmp_path / "two", runs={"a": {**TRAIN, "log_every": 7}}, seed=1)["stages"]
   assert len(calls) == 1 and "config" not in stages[0]
+
+
+def test_examples_are_those_that_examinations_kept(tmp_path):
+  (tmp_path / "told").mkdir()
+  np.savez(tmp_path / "told/examples.npz", said=["a red circle"], shown=[1])
+  found = pipeline.examples(tmp_path, ("told", "older"))
+  assert set(found) == {"told"} and found["told"]["said"].tolist() == ["a red circle"]
+  assert found["told"]["shown"].tolist() == [1]  # read whole, as the file is closed

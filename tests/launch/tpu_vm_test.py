@@ -141,8 +141,8 @@ def within(pid, folder):
 
 
 def awaited(look):
-  """What `look` returns, once it is something; for ten seconds at most."""
-  for _ in range(200):
+  """What `look` returns, once it is something; for a minute at most, as a busy machine starts processes slowly."""
+  for _ in range(1200):
     if found := look():
       return found
     tpu_vm.time.sleep(0.05)
