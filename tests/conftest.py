@@ -6,15 +6,15 @@ import zlib
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# A test's programs run once, and compiling them was most of its time: without XLA's optimisations that takes a fifth.
-# Commands that tests start as a user does (support/commands.py) are compiled as a user's are.
-FLAGS = ("--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-         " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
+sys.path.insert(0, str(Path(__file__).parent / "support"))  # toy.py, commands.py and others
+
+from commands import HASTY  # noqa: E402
+
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
   # Eight devices share a few threads: collectives that do not wait for each other must start in one order on all of
   # them, or each holds a thread that another one needs, and XLA aborts after 40 seconds.
-  FLAGS += " --xla_force_host_platform_device_count=8 --xla_cpu_enable_concurrency_optimized_scheduler=false"
-  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+  os.environ["XLA_FLAGS"] = (f"{os.environ.get('XLA_FLAGS', '')} {HASTY} --xla_force_host_platform_device_count=8"
+                             " --xla_cpu_enable_concurrency_optimized_scheduler=false")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"align-tests-jax-{os.getuid()}"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,8 +22,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's own notes
 os.environ.setdefault("MPLBACKEND", "agg")
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
   os.environ.setdefault(variable, "1")  # two test processes share the cores
-
-sys.path.insert(0, str(Path(__file__).parent / "support"))  # toy.py and commands.py
 
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from commands import command
 
+pytestmark = pytest.mark.slow  # four minutes of learning
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
   where = tmp_path_factory.mktemp("digits")
-  code, said = command("align.main", "--config=configs/digits.py", "--workdir=runs/digits", where=where)
+  code, said = command("align.main", "--config=configs/digits.py", "--workdir=runs/digits", where=where,
+                       flags="")  # most of its time is learning
   assert code == 0, said
   return where / "runs/digits"
 

@@ -113,6 +113,7 @@ def test_long_commands(line, tmp_path):
   run(line, SLOW[line], tmp_path)
 
 
+@pytest.mark.slow
 def test_commands_for_public_models(tmp_path):
   folders, published = pytest.importorskip("folders"), pytest.importorskip("published")
   model, data = folders.sdxl(tmp_path), published.pickapic(tmp_path / "pickapic")
@@ -121,6 +122,7 @@ def test_commands_for_public_models(tmp_path):
     run(line.replace("MODEL", str(model)).replace("PICKAPIC", str(data)), small.get(shlex.split(line)[2], ()), tmp_path)
 
 
+@pytest.mark.slow
 def test_commands_for_judges(tmp_path):
   vlms = pytest.importorskip("vlms")
   (tmp_path / "judge").mkdir()

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import HASTY
 
 from align import checkpoint, main
 from align.datasets import scenes_builder
@@ -194,8 +195,7 @@ def test_a_signal_saves_and_the_same_command_finishes(tmp_path, number):
   config = {**RUN, "steps": 1500, "save_every": 1500}
   (tmp_path / "mine.py").write_text(f"def get_config(): return {config!r}\n")
   line = [sys.executable, "-m", "align.main", f"--config={tmp_path / 'mine.py'}", f"--workdir={tmp_path / 'run'}"]
-  environment = {**os.environ, "PYTHONPATH": f"{SUPPORT.parent.parent}{os.pathsep}{SUPPORT}"}
-  environment.pop("XLA_FLAGS", None)
+  environment = {**os.environ, "PYTHONPATH": f"{SUPPORT.parent.parent}{os.pathsep}{SUPPORT}", "XLA_FLAGS": HASTY}
   child = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True)
   file, deadline = tmp_path / "run/metrics.jsonl", time.monotonic() + 240
   while not (file.is_file() and file.read_text().count("train/loss") > 3) and time.monotonic() < deadline:

@@ -52,6 +52,7 @@ def test_a_trained_network_is_left_as_a_folder_that_diffusers_loads(model, data,
   assert (images[0] != images[1]).any() and (images[1] == images[2]).all()
 
 
+@pytest.mark.slow
 def test_adapters_are_left_as_a_file_that_diffusers_loads(model, data, tmp_path):
   trained(model, data, tmp_path / "run", "lora", "--config.lora.rank=4", "--config.optim.lr=0.1")
   export = tmp_path / "run" / "export"

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import weights
 
 from diffusion.convert import flux as table
 from diffusion.nets import flux
@@ -20,11 +21,7 @@ def inputs(batch=2, size=(8, 4), channels=3, length=5, guided=False, seed=0):
 def made(**options):
   """A small network whose gates are open: at its start every block is the identity."""
   net = flux.make("tiny", **{"depth": 1, "single": 1, **options})
-  shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs(guided=net.guided))
-  rng = np.random.default_rng(1)
-  draw = lambda a: rng.normal(0, a.shape[-2] ** -0.5 if a.ndim > 1 else 0.1, a.shape)
-  params = jax.tree_util.tree_map_with_path(lambda path, a: ("scale" in str(path[-1])) + draw(a), shapes)
-  return net, jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
+  return net, weights.drawn(net.init, *inputs(guided=net.guided))
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,11 @@
 """The language model: causality, padding, the cache, prefixes, images as prefixes, sizes and refusals."""
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import weights
 
 from diffusion import tokenizer
 from diffusion.nets import lm
@@ -11,12 +14,9 @@ TOKENS = jnp.array([[1, 5, 6, 7, 9, 30], [1, 9, 2, 8, 4, 3]])
 
 
 def made(**options):
-  """A network whose weights of 0.02 are larger, and whose biases and norms are not those of the start."""
+  """A network whose weights are larger than the .02 that it begins with, and whose biases and norms are others."""
   net = lm.make("tiny", **options)
-  params = jax.jit(lambda key: net.init(key, TOKENS, jnp.zeros((2, 8, 8, 3)), method="start"))(jax.random.key(0))
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return net, tree.unflatten([a + 0.3 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)])
+  return net, weights.drawn(functools.partial(net.init, method="start"), TOKENS, jnp.zeros((2, 8, 8, 3)))
 
 
 def hidden(net, params, *inputs):

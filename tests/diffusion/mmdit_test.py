@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import weights
 
 from diffusion.nets import mmdit
 
@@ -18,10 +19,7 @@ def inputs(batch=2, size=8, channels=3, length=5, seed=0):
 def made(**options):
   """A network whose gates are open: at its start every block is the identity."""
   net = mmdit.make("tiny", **options)
-  params = jax.jit(net.init)(jax.random.key(0), *inputs())
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  return net, tree.unflatten([a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)])
+  return net, weights.drawn(net.init, *inputs())
 
 
 def test_everything_given_matters_and_padding_does_not():

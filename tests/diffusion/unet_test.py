@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import weights
 
 from diffusion.nets import layers, unet
 
@@ -18,7 +19,7 @@ def inputs(batch=2, size=8, channels=3, length=5, width=12, seed=0):
 
 def made(**options):
   net = unet.make("tiny", **options)
-  return net, jax.jit(net.init)(jax.random.key(0), *inputs())
+  return net, weights.drawn(net.init, *inputs())
 
 
 @pytest.mark.slow

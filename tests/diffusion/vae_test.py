@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import weights
 
 from diffusion.nets import vae
 
@@ -16,7 +17,7 @@ def pictures(height=8, width=8, batch=2):
 @functools.cache
 def made(**options):
   net = vae.make("tiny", **options)
-  return net, jax.jit(net.init)(jax.random.key(0), pictures())
+  return net, weights.drawn(net.init, pictures())
 
 
 def methods(net, params):

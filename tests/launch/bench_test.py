@@ -20,7 +20,7 @@ DEEP = FLAT._replace(rank=2, depth=6)
 
 
 @pytest.mark.parametrize("method, work", [
-  ("rollout", SMALL), ("dpo", SMALL), ("grpo", SMALL), ("dpo", DEEP),
+  ("rollout", SMALL), ("dpo", SMALL), ("grpo", SMALL), pytest.param("dpo", DEEP, marks=pytest.mark.slow),
   ("grpo", DEEP._replace(guidance=4.5, beta=0.04, piece=6)), ("grpo", DEEP._replace(trained=2))])
 def test_both_sides_do_the_same_work(method, work):
   """Within 5 %: we also count the products of a patch embedding's gradient that torch leaves out."""
@@ -226,6 +226,7 @@ def test_an_unknown_work_is_refused(capsys):
   assert "--only = 'dpo': dpo is not one of dpo_full," in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_our_side_needs_no_other_package(tmp_path):
   """Where nothing but jax, flax, optax, numpy and what these need is installed, in each process."""
   for name in ("ml_collections", "clu", "grain", "tensorflow_datasets", "transformers", "tokenizers", "safetensors",

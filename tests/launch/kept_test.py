@@ -26,6 +26,7 @@ def test_every_sample_keeps_and_does_the_same():
   assert third == first + 2 * more and more < first and thrice == done + 2 * again
 
 
+@pytest.mark.slow
 def test_the_more_is_kept_the_less_is_done_again():
   found = [one_more(way) for way in kept.WAYS]
   for (kept_now, done), (kept_less, done_more) in itertools.pairwise(found):
