@@ -43,12 +43,18 @@ enlarge clips of the aligned generator, let config.runs.held.model, and that arm
 Seedance publishes neither weights nor settings of this stage; all numbers are ours, and so is the world. Left out: an
 autoencoder, whose latents it refines.
 
-Hardware: two CPU cores. Five arms of the generator, with pairs and verdict, took 21 to 25 minutes of one and their
-rewards four, beside another run; the refiner is twenty minutes by count of passes (22 ms each). No part was run whole
-yet. What is known, of one seed: all pairs of a batch are ordered rightly after 100 updates of `motion` and of `looks`,
-and at 32 pixels after 60 of each; of 120 clips of the base, .500 of them right, .267 are with every pixel repeated,
-.483 as the refiner enlarges them in 8 steps after 150 updates, .458 in 2 and .367 in 1 (standard errors of .045). So
-two steps lose little; `refiner_1`, of one, leaves more to regain.
+Hardware: two CPU cores. The generator's pipeline takes a little more than twenty minutes of both; the refiner is twenty
+minutes by count of passes (22 ms each) and was not run whole yet, nor was `single`. What is known of the refiner, of
+one seed: all pairs of a batch are ordered rightly at 32 pixels after 60 updates of `motion` and of `looks`; of 120
+clips of the base, .500 of them right, .267 are with every pixel repeated, .483 as the refiner enlarges them in 8 steps
+after 150 updates, .458 in 2 and .367 in 1 (standard errors of .045). So two steps lose little; `refiner_1`, of one,
+leaves more to regain.
+
+Over five seeds (configs/sweeps/seedance.py) `maximised` comes to .593 from .490; `dpo` .585, `ppo` .535, `grpo` .522,
+`control` .543. Of the claim that counts two parts hold, +.057 (+.008 to +.107) against `ppo` and +.070 (+.028 to +.113)
+against `grpo`, and the third is undecided, +.007 (-.062 to +.076) against `dpo`. `maximised` is at the end of what its
+rewards are good for: going on with them (`longer`) leads back to .457, with a reward that learned from new labels
+(`second`) to .596, +.139 (+.072 to +.207) more for the same passes. Diversity falls from .13 to .10, with `dpo` to .09.
 
 Rates were tried on seed 100 and prompts to learn from (configs/sweeps/seedance_tuning.py; of the base .577 are right,
 intervals are +-.04), at 3e-5, 1e-4 and 3e-4: `maximised` .660, .685, .530; `ppo` .602, .630, .461; `dpo` .608, .625,

@@ -8,7 +8,7 @@ exploratory; at the first seed alone: each reward alone, and the refiner in two 
 anew for every seed, and scores by those that nothing maximised are in their own units, of the logit of a preference.
 Nothing was tuned on these seeds. Intervals do not cover which 29 things are held out, of which 21 move slowly.
 
-Hardware: two CPU cores, an hour by count of passes, and half an hour for the others.
+Hardware: two CPU cores, two hours for the five seeds, and half an hour by count of passes for the others.
 """
 from configs.recipes import seedance
 
