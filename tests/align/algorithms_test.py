@@ -78,7 +78,7 @@ def test_dpo_is_log_2_at_the_reference_and_prefers_the_winner_after_a_step():
   assert jnp.abs(grads).max() > 0
   flat, unravel = jax.flatten_util.ravel_pytree(params["policy"])
   after, metrics, _ = gradient(method, {**params, "policy": unravel(flat - 1e-3 * grads)}, batch)
-  assert after < value and metrics["margin"] > 0
+  assert after < value and metrics["margin"] > 0 and metrics["gain_win"] > metrics["gain_lose"]
 
 
 def test_dpo_swapping_winner_and_loser_flips_the_margin():

@@ -74,7 +74,9 @@ def test_an_example_is_told_as_far_as_it_goes(run, tmp_path):
   assert examine.worded({"tokens": "words"})(ids) == "a red circle"
   assert examine.worded({"name": "mine:policy"})(np.array([3, 5])) == "3 5"  # a policy of one's own
   media = np.linspace(0, 1, 2 * 4 * 4 * 3, dtype=np.float32).reshape(2, 4, 4, 3)
-  kept = examine.examples(str, np.zeros(0), np.zeros((2, 3)), np.zeros(0), [{"media": media}, {"media": media}])
+  kept = examine.examples(lambda ids: str(ids[0]), np.zeros(0), np.array([[7], [5]]), np.zeros(0),
+                          [{"media": media}] * 2)
+  assert kept["said"] == ["7", "5"]
   assert kept["media"].dtype == np.uint8 and kept["media"].max() == 255 and kept["shown"] == [2, 2]
   assert set(kept) == {"prompt", "said", "media", "shown"}
 

@@ -15,9 +15,10 @@ def layer(x):
 @pytest.mark.parametrize("most", [1, 2, 5, 12, 100])
 def test_pieces_give_what_the_whole_gives(most):
   keys = jax.random.split(jax.random.key(0), 2)
-  tree = {"a": jax.random.normal(keys[0], (12, 3, 4)), "w": jax.random.normal(keys[1], (12, 4, 5))}
+  # positive: where terms cancel, two programs' roundings differ by more than the bound
+  tree = {"a": jax.random.uniform(keys[0], (12, 3, 4)), "w": jax.random.uniform(keys[1], (12, 4, 5))}
   whole, cut = layer(tree), mesh.mapped(layer, tree, most)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, cut)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), whole, cut)
   loss = lambda run: jax.grad(lambda w: run({**tree, "w": w})["y"].sum())(tree["w"])
   np.testing.assert_allclose(loss(layer), loss(lambda t: mesh.mapped(layer, t, most)), rtol=1e-5, atol=1e-6)
 
