@@ -11,7 +11,7 @@ from rewards import scenes
 def make(split: str = "train", count: int = 100_000, *, size: int = 16, seed: int = 0,
          categories: tuple[str, ...] | None = None, weights: tuple[float, ...] | None = None, frames: int = 0,
          shapes: tuple[str, ...] = scenes.SHAPES, colors: tuple[str, ...] = tuple(scenes.COLORS), most: int = 4,
-         data_dir: str | None = None) -> Source:
+         detail: float = 1.0, data_dir: str | None = None) -> Source:
   """Records: "media" uint8 [size size 3], "prompt", "meta" (the spec, see rewards/scenes).
 
   Args:
@@ -24,6 +24,7 @@ def make(split: str = "train", count: int = 100_000, *, size: int = 16, seed: in
     frames: 0 for pictures; of clips [F size size 3] instead, without categories.
     shapes, colors, most: the objects of the world, and how many of them a scene has at most, which says how difficult
       it is. Prompts must be of the same world.
+    detail: the share of long captions that tell sizes, and, independently, of those that tell places.
     data_dir: folder of a prepared version (it holds dataset_info.json); everything else but split and count then comes
       from there, and fewer records than `count` are an error.
 
@@ -47,7 +48,7 @@ def make(split: str = "train", count: int = 100_000, *, size: int = 16, seed: in
     return {"media": media[0], "prompt": texts[0], "meta": specs[0]}
 
   try:
-    world = scenes.make_world(shapes=tuple(shapes), colors=tuple(colors), most=most)
+    world = scenes.make_world(shapes=tuple(shapes), colors=tuple(colors), most=most, detail=detail)
     record(0)
   except ValueError as error:
     raise UserError(str(error)) from None

@@ -333,7 +333,8 @@ def texts() -> list:
 def make(split: str = "train", count: int = 100_000, *, tasks: tuple[str, ...] = tuple(PLAIN),
          weights: tuple[float, ...] | None = None, size: int = 32, cells: int = 0, seed: int = 0,
          categories: tuple[str, ...] | None = None, shapes: tuple[str, ...] = scenes.SHAPES,
-         colors: tuple[str, ...] = tuple(scenes.COLORS), most: int = 4) -> Source:
+         colors: tuple[str, ...] = tuple(scenes.COLORS), most: int = 4,
+         detail: float = 1.0) -> Source:
   """Records: "prompt", "media" uint8 [n size size 3], "shown" int32, how many of these are there, and "meta": {"task",
   "caption" and "win" (the answer), "lose" (a wrong one), "question" (the format's name or ""), "truth", "more" (a
   talk's further questions and answers)} and, with cells, "cells" (what each shows, [] where that is not known).
@@ -343,7 +344,7 @@ def make(split: str = "train", count: int = 100_000, *, tasks: tuple[str, ...] =
     count: records; record i is a pure function of (seed, split, i) and the other options.
     tasks: a mixture of those above. weights: their relative frequencies, by default equal.
     size: pixels of a side. categories: of pictures with captions, names among the six of GenEval and "long", by default
-      the six. shapes, colors, most: the world, as in scenes.py.
+      the six. shapes, colors, most, detail: the world, as in scenes.py.
 
   Raises: UserError for a value that is impossible.
   """
@@ -374,7 +375,7 @@ def make(split: str = "train", count: int = 100_000, *, tasks: tuple[str, ...] =
                      "question": made.question, "truth": made.truth, "more": made.more}}
 
   try:
-    world = scenes.make_world(shapes=tuple(shapes), colors=tuple(colors), most=most, size=size)
+    world = scenes.make_world(shapes=tuple(shapes), colors=tuple(colors), most=most, size=size, detail=detail)
     record(0)
   except ValueError as error:
     raise UserError(str(error)) from None

@@ -109,7 +109,7 @@ def relations(a, b):
 
 
 def matched(spec, objects):
-  """How many clauses of a long caption have an object of their own; each names one object completely."""
+  """How many clauses of a long caption have an object of their own."""
   fits = np.array([[described(clause, o) for o in objects[:8]] for clause in spec["include"]]).reshape(
       len(spec["include"]), -1)
   short = fits if fits.shape[0] <= fits.shape[1] else fits.T
@@ -118,8 +118,12 @@ def matched(spec, objects):
 
 
 def described(clause, thing):
-  """Whether an object is what a clause of a long caption says."""
-  size = clause["size"] == ("large" if thing["r"] >= LARGE else "small")
-  middle = clause["place"] == "middle"
-  place = max(abs(thing["x"] - .5), abs(thing["y"] - .5)) <= MARGIN if middle else within(thing, clause["place"])
-  return thing["shape"] == clause["class"] and thing["color"] == clause["color"] and size and place
+  """Whether an object is what a clause of a long caption says, of any size or place where it tells none."""
+  size, place = clause.get("size"), clause.get("place")
+  if thing["shape"] != clause["class"] or thing["color"] != clause["color"]:
+    return False
+  if size and size != ("large" if thing["r"] >= LARGE else "small"):
+    return False
+  if place == "middle":
+    return max(abs(thing["x"] - .5), abs(thing["y"] - .5)) <= MARGIN
+  return place is None or within(thing, place)

@@ -1,7 +1,8 @@
 """Captions that describe everything: size, colour, shape and place of every object in the scene.
 
-The scene comes first and the words follow from it; scenes in which a size or a place would be ambiguous are drawn
-again. Held out are things (colour, shape, place): no training caption names one, every test caption names at least one.
+With `detail` below 1 some tell no sizes, some no places, and some neither, as those of people do. The scene comes first
+and the words follow from it; scenes in which a size or a place would be ambiguous are drawn again. Held out are things
+(colour, shape, place): no training caption names one, every test caption names at least one.
 """
 import functools
 import hashlib
@@ -48,7 +49,7 @@ def make(seed, number, split, count, world):
   for _ in range(TRIALS):
     if len(made) >= count:
       scene = [np.stack(column) for column in zip(*(arrays for _, arrays in made[:count]), strict=True)]
-      pairs = [describe(things, words) for things, _ in made[:count]]
+      pairs = [describe(things, words, world.detail) for things, _ in made[:count]]
       return scene, [text for text, _ in pairs], [spec for _, spec in pairs]
     made += attempt(rng, split, count, world)
   raise ValueError(f"scenes world: only {len(made)} of {count} long captions after {TRIALS} trials with margin "
@@ -76,12 +77,15 @@ def attempt(rng, split, count, world):
   return made
 
 
-def describe(things, words):
+def describe(things, words, detail):
   """(caption, spec) of objects with their `place`."""
-  clauses = [{"class": o["shape"], "count": 1, "color": o["color"], "place": o["place"],
-              "size": "large" if o["r"] >= LARGE else "small"} for o in words.sample(things, len(things))]
-  parts = [f"a {c['size']} {c['color']} {c['class']} at the {c['place']}" for c in clauses]
-  key = "/".join(["long", *sorted("-".join([c["size"], c["color"], c["class"], c["place"]]) for c in clauses)])
+  order = words.sample(things, len(things))
+  sizes, places = (detail == 1 or words.random() < detail for _ in range(2))
+  clauses = [{"class": o["shape"], "count": 1, "color": o["color"], **({"place": o["place"]} if places else {}),
+              **({"size": "large" if o["r"] >= LARGE else "small"} if sizes else {})} for o in order]
+  named = [[c[name] for name in ("size", "color", "class", "place") if name in c] for c in clauses]
+  parts = [f"a {' '.join(said[:-1])} at the {said[-1]}" if places else f"a {' '.join(said)}" for said in named]
+  key = "/".join(["long", *sorted("-".join(said) for said in named)])
   truth = [{name: value for name, value in o.items() if name != "place"} for o in things]
   text = f"{captions.choose(captions.PREFIXES, words)} {' and '.join(parts)}".strip()
   return text, {"category": "long", "key": key.replace(" ", "_"), "objects": truth, "include": clauses, "exclude": []}

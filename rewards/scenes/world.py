@@ -37,6 +37,7 @@ class World(NamedTuple):
   edge: float = .02        # between a bounding box and the border
   margin: float = .12      # of a relation or a place when a scene is made; it is checked with less
   slope: float = .6        # |across| <= slope * |along| in the scenes that show a relation
+  detail: float = 1.       # share of the long captions that tell sizes, and, independently, of those that tell places
 
 
 def make(**options):
@@ -56,4 +57,7 @@ def make(**options):
   if not 1 <= world.most <= len(world.radius):
     raise ValueError(f"scenes world: most is {world.most}, allowed is 1 to {len(world.radius)}, the number of radius "
                      "ranges; give `radius` one range for every number of objects")
+  if not 0 <= world.detail <= 1:
+    raise ValueError(f"scenes world: detail is {world.detail}, allowed is 0 to 1, the share of long captions that tell "
+                     "sizes or places; correct it")
   return world._replace(shapes=tuple(world.shapes), colors=tuple(world.colors))

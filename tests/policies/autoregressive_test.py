@@ -239,14 +239,16 @@ def test_grpo_makes_likely_what_is_rewarded():
   assert shares[0] < 0.1 and np.mean(shares[-3:]) > 0.8, shares
 
 
-def test_dpo_starts_at_log_2_and_its_gradient_is_that_of_the_sums():
+@pytest.mark.parametrize("more", [0.0, 0.5])
+def test_dpo_starts_at_log_2_and_its_gradient_is_that_of_the_sums(more):
   made, beta = make("prompt"), 0.1
   params = {"base": params_of(made), "policy": params_of(made)}
   batch = batch_of(made, win=["a red circle"] * 4, lose=["two"] * 4)
-  value, _, found = gradient(dpo.make(made, beta=beta), params, batch)
-  assert float(value) == pytest.approx(np.log(2), abs=1e-5)
-  each = lambda p, name: made.log_prob(p, batch["cond"], batch[name], None)
-  want = jax.grad(lambda p: -0.5 * beta * (each(p, "win") - each(p, "lose")).mean())(params["policy"])
+  value, _, found = gradient(dpo.make(made, beta=beta, sft=more), params, batch)
+  each = lambda p, name: made.log_prob(p, batch["cond"], batch[name], None).mean()
+  liked = lambda p: more * each(p, "win")
+  assert float(value) == pytest.approx(np.log(2) - float(liked(params["policy"])), abs=1e-5)
+  want = jax.grad(lambda p: -0.5 * beta * (each(p, "win") - each(p, "lose")) - liked(p))(params["policy"])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), found, want)
 
 

@@ -186,3 +186,13 @@ def test_diversity_is_of_what_is_left_open_among_correct_samples():
   found = scenes.detect(media)
   right = [scenes.check(specs[0], f) for f in found]
   assert sum(right) > 2 and .1 < scenes.diversity([specs[0]] * 300, found, right, 300)[0] < .9
+
+
+@pytest.mark.parametrize("clause, fits", [
+  ({}, (1, 1, 1)), ({"size": "small"}, (1, 0, 1)), ({"place": "middle"}, (0, 0, 1)), ({"place": "left"}, (1, 1, 0)),
+  ({"size": "large", "place": "top"}, (0, 0, 0))])
+def test_a_long_caption_may_tell_no_size_and_no_place(clause, fits):
+  spec = {"category": "long", "include": [{"class": "circle", "color": "red", "count": 1, **clause}], "exclude": []}
+  for found, (x, r) in zip(fits, ((.2, .12), (.2, .2), (.5, .12)), strict=True):
+    there = {**thing("circle"), "color": "red", "x": x, "y": .5, "r": r}
+    assert scenes.check(spec, [there]) == bool(found) and not scenes.check(spec, [{**there, "color": "blue"}])

@@ -159,3 +159,17 @@ def test_bad_input_is_named(call, words):
   with pytest.raises(ValueError) as error:
     call()
   assert all(word in str(error.value) for word in words)
+
+
+def test_of_long_captions_some_tell_no_sizes_and_some_no_places():
+  world = scenes.World(detail=.4)
+  media, texts, specs = scenes.batch(0, 0, 1000, categories=["long"], world=world)
+  tells = np.array([[name in s["include"][0] for name in ("size", "place")] for s in specs])
+  assert (np.abs(tells.mean(0) - .4) < 3 * (.24 / 1000) ** .5).all() and abs(np.corrcoef(tells.T)[0, 1]) < .1
+  for text, spec, told in zip(texts, specs, tells, strict=True):
+    assert all([name in clause for name in ("size", "place")] == [*told] for clause in spec["include"])
+    assert (" at the " in text, "small" in text or "large" in text) == (told[1], told[0])
+    assert check(spec, spec["objects"])
+  np.testing.assert_array_equal(media, scenes.batch(0, 0, 1000, categories=["long"])[0])  # the same, in other words
+  with pytest.raises(ValueError, match="detail is 1.5, allowed is 0 to 1"):
+    scenes.make_world(detail=1.5)
