@@ -50,9 +50,15 @@ place `point` came to .657 from .603, with half as many prompts and beta 300. Be
 configs/sweeps/seedance_tuning.py found on seed 100, of the same base and of pairs by other rewards: .661 from .577, and
 .643 for the control at 3e-4. At beta 100 and 3e-4 `two_stage` fell from .473 to .105 (one seed).
 
-Answers, of one seed: 360 questions give 94 pairs, of which .745 are better, .255 equal and none worse, and yet what
-learns from them is worse: from .599 right to .467 at a rate of 1e-4, on other questions from .596 to .534 at 3e-5 and
-.585 at 1e-5, where colours gain and counts lose.
+Clips, at the first seed: of 320 prompts the judge makes 130 pairs, of which .577 are better by the exact detector, .377
+equal and .046 worse; DPO on them comes from .473 to .534, +.061 (+.030 to +.093), and the control to .546: the gain is
+that of supervised training.
+
+Answers, at the first seed: of 1,500 questions the judge makes 382 pairs, of which .796 are better, .202 equal and .003
+worse, as in .83 of its comparisons it changes its mind with the order; and yet what learns from them is worse, .623
+right where it was .652 (colours .687 to .691, counts .946 to .928, shapes .453 to .391, presence .520 to .480). With
+the exact answer in the judge's place DPO came from .786 to .802, of another talker on seed 100, at the same rate (.794
+at 1e-5, .785 at 1e-4): that network has little to gain so.
 """
 import ml_collections
 

@@ -31,7 +31,8 @@ def test_arms_have_as_many_updates_of_a_side_and_change_no_other():
 def test_arms_begin_from_what_the_first_pipeline_ends_with():
   runs = uae.get_config("base").to_dict()["runs"]
   assert runs["evaluate"]["arms"] == {"scenes": "scenes", "base": "@draw"} and runs["draw"]["policy"] == uae.POLICY
-  assert runs["draw"]["start"]["policy"] == "@match" and runs["match"]["start"]["policy/captioner"] == "@describe"
+  assert runs["draw"]["start"]["policy"] == "@match" and runs["match"]["start"]["policy/captioner"] == "@brief"
+  assert (runs["brief"]["start"]["policy"], runs["describe"]["start"]["policy"]) == ("@describe", "judge")
   whole = uae.get_config().to_dict()["runs"]
   assert {run["start"]["policy"] for name, run in whole.items()
           if name.startswith(("both_1", "captioner_1", "generator_1"))} == {"uae"}
