@@ -6,12 +6,14 @@ A sweep file (launch/sweep.py) has "claims", a list of
   {"text": what is claimed, "paper": the figure that was published, in words, "runs": [names of its runs],
    "path": [keys into a record], "minus": [keys of what is subtracted, or left out], "least": 0.03, "primary": bool,
    "against": [names of as many other runs, whose figure is subtracted, seed by seed, or left out]}
+and "title", whose claims they are, which is the name of the file where it is left out.
 
 A run that has its record is not run again. With x the values of the runs, one a seed, and the 95 % t-interval of their
 mean: a claim holds where the interval lies above 0 and the mean is at least `least`; it does not hold where the
 interval lies below `least`; else it is undecided. A claim of one run has its figure, with the bootstrap interval of its
-record where there is one, and no verdict. Claims that are not primary, or of one run, are marked exploratory: nothing
-is corrected for their number. Where a record is missing there is no figure, and the claim is only counted.
+record where there is one, and no verdict. Primary claims of a sweep make one, of which all must hold; it does not hold
+where one of them does not. The others, and those of one run, are marked exploratory: nothing is corrected for their
+number. Where a record is missing there is no figure, and the claim is only counted.
 Left out: claims over the runs of several sweeps.
 """
 import collections
@@ -30,8 +32,8 @@ from align import build, config, guard, page, report
 
 MARKS = "<!-- claims -->", "<!-- /claims -->"
 RULE = ("Intervals are 95 %: over seeds by Student's t, of a single run by bootstrap over prompts. *Holds*: the "
-        "interval is above 0 and the mean at least the least that counts; *does not hold*: the interval is below that "
-        "least.")
+        "interval is above 0 and the mean at least the least that counts, .03 where nothing else is said; *does not "
+        "hold*: the interval is below that least.")
 
 
 class Claim(NamedTuple):
@@ -68,26 +70,25 @@ def check(config: dict) -> None:
 
 def claims(workdir: str, *, sweeps: tuple, records: str = "configs/records", into: str = None, jobs: int = 1,
            run_missing: bool = True) -> dict:
-  """Prints and writes WORKDIR/claims.md, and claims.json: [{"sweep", "text", ..., "mean", "interval", "verdict"}].
+  """Prints and writes WORKDIR/claims.md, and claims.json: [{"system", "text", ..., "mean", "interval", "verdict"}].
 
   Args:
     sweeps: their files; what they run lies in WORKDIR/NAME. records: folder of their records' folders.
     into: a file whose text between <!-- claims --> and <!-- /claims --> becomes the table. jobs: runs at a time.
     run_missing: whether what has no record is run; else the table is made of what there is.
 
-  Raises: UserError for a file that is no sweep with claims, a record without a claim's figure, missing marks, and,
-    once the table is written, where runs failed. guard.Stopped where a run was stopped.
+  Raises: UserError for a file that is no sweep with claims, a record of another run or without a claim's figure,
+    missing marks, and, once the table is written, where runs failed. guard.Stopped where a run was stopped.
   """
   workdir = Path(workdir)
   check({"sweeps": sweeps, "into": into})
   failed = [path for path in sweeps if run_missing and not finished(path, workdir, Path(records), jobs)]
-  rows = [(Path(path).stem, claim, judged(claim, of(claim, Path(records) / Path(path).stem)))
-          for path in sweeps for claim in read(path)]
+  rows = [row for path in sweeps for row in rows_of(path, Path(records) / Path(path).stem)]
   workdir.mkdir(parents=True, exist_ok=True)
   text = f"{table(rows)}\n\n{RULE}\n"
   report.atomic(workdir / "claims.md", text.encode())
   print(text, end="", flush=True)
-  result = [{"sweep": name, **claim._asdict(), **found._asdict()} for name, claim, found in rows]
+  result = [{"system": title, **claim._asdict(), **found._asdict()} for title, claim, found in rows]
   report.atomic(workdir / "claims.json", json.dumps(result, indent=1).encode())
   if into:
     before, after = split(into)
@@ -145,14 +146,36 @@ def located(path: str) -> Path:
                         "such as configs/sweeps/dense_reward.py: correct the path")
 
 
-def read(path: str) -> list:
-  """The claims of a sweep file, checked."""
+def opened(path: str) -> dict:
+  """What a sweep file makes, refused without claims."""
   made = runpy.run_path(str(located(path))).get("get_sweep", dict)()
   if not made.get("claims") or not made.get("runs"):
     raise build.UserError(f"config.sweeps: {path!r} makes no claims; its get_sweep() must return \"runs\" and "
                           "\"claims\", at least one of each: add them")
+  return made
+
+
+def read(path: str) -> list:
+  """The claims of a sweep file, checked."""
+  made = opened(path)
   return [checked(entry, made["runs"], f"config.sweeps: claim {i + 1} of {path!r}")
           for i, entry in enumerate(made["claims"])]
+
+
+def rows_of(path: str, records: Path) -> list:
+  """[(whose claim, the claim, what the records say)] of a sweep file."""
+  made = opened(path)
+  for name, overrides in made["runs"].items():
+    own(records / f"{name}.json", overrides)
+  return [(made.get("title", Path(path).stem), claim, judged(claim, of(claim, records))) for claim in read(path)]
+
+
+def own(path: Path, overrides: dict) -> None:
+  """Refuses a record of a run with other overrides than the sweep has now."""
+  there = loaded(path).get("overrides") if path.is_file() else None
+  if there is not None and there != json.loads(json.dumps(overrides)):
+    raise build.UserError(f"record {str(path)!r} was made with {there}, but the run {path.stem!r} of its sweep is "
+                          f"{overrides}; both must be the same: remove the record to run it again")
 
 
 def checked(entry: dict, runs: dict, at: str) -> Claim:
@@ -181,16 +204,20 @@ def of(claim: Claim, records: Path) -> list:
 def figure(claim: Claim, path: Path) -> tuple | None:
   if not path.is_file():
     return None
-  try:
-    record = json.loads(path.read_text())
-  except ValueError as error:
-    raise build.UserError(f"record {str(path)!r} cannot be read ({error}); it must be JSON: remove it to run it "
-                          "again") from error
+  record = loaded(path)
   value = reach(record, claim.path, path)
   if claim.minus:
     return value - reach(record, claim.minus, path), None
   beside = reach(record, claim.path[:-1], path, (dict,))
   return value, beside.get("interval")
+
+
+def loaded(path: Path) -> dict:
+  try:
+    return json.loads(path.read_text())
+  except ValueError as error:
+    raise build.UserError(f"record {str(path)!r} cannot be read ({error}); it must be JSON: remove it to run it "
+                          "again") from error
 
 
 def reach(record: dict, keys: list, path: Path, kinds: tuple = (int, float)) -> Any:
@@ -231,14 +258,36 @@ def interval(values: list) -> tuple:
 
 
 def table(rows: list) -> str:
-  """Markdown: a line a claim that has all of its runs, and how many there are of each sweep that have not."""
-  lines = [["claim", "published", "here", "verdict", ""], ["---"] * 5]
-  for _, claim, found in rows:
+  """Markdown: a line a claim that has all of its runs, the verdicts on primary claims, and how many claims of a sweep
+  have runs without a record."""
+  lines = [["system", "claim", "published", "here", "verdict", ""], ["---"] * 6]
+  for title, claim, found in rows:
     if found.mean is not None:
-      lines.append([claim.text, claim.paper, ours(claim, found), found.verdict or "–",
-                    "primary" if claim.primary and len(claim.runs) > 1 else "exploratory"])
+      lines.append([title, claim.text, claim.paper, ours(claim, found), found.verdict or "–",
+                    "primary" if counts(claim) else "exploratory"])
   text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-  return f"{text}\n\n{waiting(rows)}" if waiting(rows) else text
+  return "\n\n".join(part for part in (text, verdicts(rows), waiting(rows)) if part)
+
+
+def counts(claim: Claim) -> bool:
+  return claim.primary and len(claim.runs) > 1
+
+
+def verdicts(rows: list) -> str:
+  """The verdict on each system's primary claim, which may have several parts; "" where there is none yet."""
+  parts = {}
+  for title, claim, found in rows:
+    if counts(claim):
+      parts.setdefault(title, []).append(found.verdict)
+  known = {title: found for title, found in parts.items() if None not in found}
+  told = "; ".join(f"{title} {whole(found)}" + f" ({found.count('holds')} of {len(found)} parts hold)"
+                   * (len(found) > 1) for title, found in known.items())
+  return f"Primary claims: {told}." if told else ""
+
+
+def whole(found: list) -> str:
+  """The verdict on a claim whose parts have these."""
+  return next((word for word in ("does not hold", "undecided") if word in found), "holds")
 
 
 def waiting(rows: list) -> str:

@@ -186,11 +186,16 @@ def dotted(config: Mapping, prefix: str = "config") -> dict:
   return flat
 
 
+def bound(config: Mapping) -> dict:
+  """{dotted key: value} as JSON of what a run cannot change when it continues: all but FREE options."""
+  return {k: v for k, v in dotted(json.loads(json.dumps(config))).items() if not re.search(FREE, k)}
+
+
 def difference(old: Mapping, new: Mapping) -> list[tuple[str, Any, Any]]:
-  """[(dotted key, old, new)] where two configs differ as JSON, but for FREE options; absent is "(absent)"."""
-  a, b = (dotted(json.loads(json.dumps(c))) for c in (old, new))
+  """[(dotted key, old, new)] where two configs differ in what is bound; absent is "(absent)"."""
+  a, b = bound(old), bound(new)
   rows = [(k, a.get(k, "(absent)"), b.get(k, "(absent)")) for k in dict.fromkeys([*a, *b])]
-  return [row for row in rows if row[1] != row[2] and not re.search(FREE, row[0])]
+  return [row for row in rows if row[1] != row[2]]
 
 
 def claim(config: Mapping, workdir: Any, is_writer: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Parts of the report about what a pipeline did beside training: pairs that were collected, and examinations.
+"""Parts of the report about what a pipeline did beside training: pairs collected, examinations, prompts swapped.
 
 As report.py: draws what is in `results` and computes nothing.
 """
@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from align import page
+from align import charts, page
 
 esc = page.esc
+PROMPTS = ("first prompt", "second prompt")  # of swap.py
 EXAMPLES, PICTURES = 3, 3  # that are shown of an examination, and of a question
 
 
@@ -65,3 +66,26 @@ def pictured(name: str, kept: Mapping) -> str:
                  f'<p class="note">{esc(said)}{mark}</p></div>')
   return (f'<div class="shown"><h3>{esc(name)}</h3><div class="arms" style="--columns:3">' + "\n".join(cells)
           + "</div></div>")
+
+
+def swapped(results: dict) -> str:
+  """Where along the chain a picture is decided: results["swapped"] of pipeline.py."""
+  return "\n".join(decision(found, f"Where the image is decided: {name}")
+                   for name, found in (results.get("swapped") or {}).items())
+
+
+def decision(found: dict, title: str) -> str:
+  """A section about results of swap.py: a chart a category and the numbers."""
+  ks, curves = range(found["steps"] + 1), dict(zip(PROMPTS, (found["first"], found["second"]), strict=True))
+  of = lambda entry, name: (entry["overall"] if name == "overall" else entry["categories"][name])["rate"]
+  known = lambda entries, name: [np.nan if of(entry, name) is None else of(entry, name) for entry in entries]
+  colours = {arm: i for i, arm in enumerate(PROMPTS)}
+  drawn = [charts.lines(name, {arm: (ks, known(entries, name)) for arm, entries in curves.items()}, colours,
+                        xlabel="steps with the first prompt") for name in found["decided"]]
+  cell = lambda entry: f"{page.number(entry['rate'])}<small>{page.span(entry['interval'], page.number)}</small>"
+  rows = [[str(k), *(cell(entries[k]["overall"]) for entries in curves.values())] for k in ks]
+  said = "; ".join(f"{name} {k}" for name, k in found["decided"].items())
+  note = (f"{found['prompts']} pairs, {found['steps']} steps, eta {found['eta']:g}. From this many steps on the first "
+          f"prompt's caption is met at least as often as the second's: {esc(said)}. Success rates and 95 % intervals.")
+  return page.section(title, note, '<div class="charts">' + "".join(f"<figure>{c}</figure>" for c in drawn) + "</div>",
+                      page.table(["k", *PROMPTS], rows))

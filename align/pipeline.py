@@ -5,6 +5,7 @@ goes first (runs that need nothing of each other go by name). All configs are ch
 share this process, so a program that two of them need is compiled once.
 """
 import graphlib
+import hashlib
 import importlib
 import json
 import os
@@ -14,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from align import build, main, metrics
+from align import build, main, metrics, report
 from align import config as options
 
 EXAMINED = ("scores", "accuracy", "means")  # of an examination's results
-UNTOLD = ("done", "config")  # of a stage's record
+TOLD = {"collect": "collected", "examine": "examined", "swap": "swapped"}  # where a task's results go in the pipeline's
+UNTOLD = ("done", "config", "inputs")  # of a stage's record
 
 
 def run(config: dict, workdir: str) -> dict:
@@ -27,18 +29,17 @@ def run(config: dict, workdir: str) -> dict:
 
 def pipeline(workdir: str, *, runs: dict, seed: int = 0, title: str = "Pipeline") -> dict:
   """Runs what is not done yet, in order, each in WORKDIR/NAME; the last evaluation becomes WORKDIR/report.html and
-  WORKDIR/results.json, in which all examinations and collections are; without an evaluation the last examination
-  becomes the latter.
+  WORKDIR/results.json, in which all examinations, collections and swaps are; without one the last of these does.
 
-  `seed` is every run's seed unless that run's config sets one. UserError for a finished run of another config, as two
-  pipelines may share its folder.
+  `seed` is every run's seed unless that run's config sets one. UserError for a finished run of another config, or made
+  of one, as two pipelines may share its folder.
   """
   workdir = Path(workdir)
   given = {name: {"seed": seed, **runs[name]} for name in ordered(runs)}
   configs = {name: linked(spec, workdir) for name, spec in given.items()}
+  made = origins(given)
   for name, spec in given.items():
-    if made := stage(workdir / name / "stage.json").get("config"):
-      options.same(made, spec, workdir / name)
+    unchanged(workdir / name, spec, {other: made[other] for other in sorted(references(spec))})
   for name, spec in configs.items():
     whole = build.resolve(spec, function(spec, name))
     model = main.awaited(runs[name])[1:].partition("/")[0]  # if it is not there yet, the run itself checks it
@@ -49,19 +50,47 @@ def pipeline(workdir: str, *, runs: dict, seed: int = 0, title: str = "Pipeline"
     log = workdir / name / "stage.json"
     if not stage(log).get("done"):
       print(f"[{number}/{len(configs)}] {name}", flush=True)
-      timed(log, spec, str(workdir / name), given[name])
-  stages = [{"name": name, **{k: v for k, v in stage(workdir / name / "stage.json").items() if k not in UNTOLD}}
-            for name in configs]
+      timed(log, spec, str(workdir / name), given[name], {other: made[other] for other in references(given[name])})
+  return told(workdir, configs, {"title": title, "seed": seed})
+
+
+def origins(given: dict) -> dict:
+  """{run: hash of its config and, through all that it begins from, of theirs}; given: in the order of `ordered`."""
+  out = {}
+  for name, spec in given.items():
+    parts = [options.bound(spec), {other: out[other] for other in references(spec)}]
+    out[name] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+  return out
+
+
+def unchanged(folder: Path, spec: dict, inputs: dict) -> None:
+  """Refuses a run that was done, or begun, with another config or from runs of others; older records have no inputs."""
+  found = stage(folder / "stage.json")
+  if found.get("config"):
+    options.same(found["config"], spec, folder)
+  for name, now in inputs.items():
+    if found.get("inputs", {}).get(name, now) != now:
+      raise build.UserError(f"--workdir: {str(folder)!r} was made from {name!r} of another config ({name} is "
+                            f"{found['inputs'][name]} there and {now} now); what begins from a run must begin from "
+                            f"this one: remove {str(folder)!r} to make it again, or use another --workdir")
+
+
+def told(workdir: Path, configs: dict, more: dict) -> dict:
+  """The results of a pipeline that is done, with its stages' costs, and its report where there is something to tell."""
   of_task = lambda task: [name for name, spec in configs.items() if spec.get("task") == task]
-  more = {"stages": stages, "title": title, "seed": seed}
-  if collections := of_task("collect"):
-    more["collected"] = {name: json.loads((workdir / name / "results.json").read_text()) for name in collections}
-  if examinations := of_task("examine"):
-    found = {name: json.loads((workdir / name / "results.json").read_text()) for name in examinations}
-    more["examined"] = {name: {k: one[k] for k in EXAMINED if k in one} for name, one in found.items()}
-    if not of_task("evaluate"):
-      return passed(workdir, {**found[examinations[-1]], **more})
-  return publish(workdir, of_task("evaluate")[-1], more) if of_task("evaluate") else {"stages": stages}
+  more["stages"] = [{"name": name, **{k: v for k, v in stage(workdir / name / "stage.json").items() if k not in UNTOLD}}
+                    for name in configs]
+  found = {key: {name: json.loads((workdir / name / "results.json").read_text()) for name in of_task(task)}
+           for task, key in TOLD.items()}
+  more |= {key: results for key, results in found.items() if results}
+  if "examined" in more:
+    more["examined"] = {name: {k: one[k] for k in EXAMINED if k in one} for name, one in more["examined"].items()}
+  if of_task("evaluate"):
+    return publish(workdir, of_task("evaluate")[-1], more)
+  last = [name for name, spec in configs.items() if spec.get("task") in TOLD][-1:]
+  if not last:
+    return {"stages": more["stages"]}
+  return publish(workdir, None, {**next(one[last[0]] for one in found.values() if last[0] in one), **more})
 
 
 def check(spec: dict, name: str) -> None:
@@ -120,9 +149,9 @@ def stage(path: Path) -> dict:
   return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def timed(log: Path, spec: dict, workdir: str, given: dict) -> None:
+def timed(log: Path, spec: dict, workdir: str, given: dict, inputs: dict) -> None:
   """Runs one config; its seconds add up over restarts, its peak memory is the largest seen. given: as it stands in the
-  pipeline, with names in place of paths."""
+  pipeline, with names in place of paths; inputs: {run that it begins from: hash}."""
   before, began = stage(log), time.monotonic()
   metrics.reset_peak_memory()
   done = False
@@ -132,7 +161,7 @@ def timed(log: Path, spec: dict, workdir: str, given: dict) -> None:
   finally:
     log.parent.mkdir(parents=True, exist_ok=True)
     record = {"seconds": round(before.get("seconds", 0) + time.monotonic() - began, 1), "done": done, "config": given,
-              "peak_memory_bytes": max(before.get("peak_memory_bytes", 0), metrics.peak_memory())}
+              "inputs": inputs, "peak_memory_bytes": max(before.get("peak_memory_bytes", 0), metrics.peak_memory())}
     held = metrics.device_memory()  # of this process so far: a backend does not start anew
     if held is not None:
       record["device_memory_bytes"] = max(before.get("device_memory_bytes", 0), held)
@@ -140,13 +169,18 @@ def timed(log: Path, spec: dict, workdir: str, given: dict) -> None:
     os.replace(log.with_suffix(".tmp"), log)
 
 
-def publish(workdir: Path, evaluation: str, more: dict) -> dict:
-  """WORKDIR/report.html and results.json, from the last evaluation and `more`: title, seed, the stages' costs, and what
-  every examination found."""
+def publish(workdir: Path, evaluation: str | None, more: dict) -> dict:
+  """WORKDIR/report.html and results.json, from the last evaluation, if any, and `more`: title, seed, the stages' costs,
+  and what was collected, examined and swapped."""
   from align import evaluate
   config = json.loads((workdir / "config.json").read_text()) if (workdir / "config.json").is_file() else {}
-  results = {**evaluate.read(workdir / evaluation), **more}
-  path = evaluate.publish(workdir / evaluation, workdir, results, config, examples(workdir, more.get("examined", ())))
+  shown = examples(workdir, more.get("examined", ()))
+  if evaluation is None:
+    results = {"versions": evaluate.versions(), **more}
+    path = report.without_arms(workdir, results, config=config, examples=shown)
+  else:
+    results = {**evaluate.read(workdir / evaluation), **more}
+    path = evaluate.publish(workdir / evaluation, workdir, results, config, shown)
   print(f"report: {path}", flush=True)
   return results
 
@@ -159,9 +193,3 @@ def examples(workdir: Path, names: Iterable) -> dict:
       with np.load(path) as kept:
         out[name] = dict(kept)
   return out
-
-
-def passed(workdir: Path, results: dict) -> dict:
-  """WORKDIR/results.json where there are examinations alone."""
-  (workdir / "results.json").write_text(json.dumps(results, indent=1))
-  return results

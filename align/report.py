@@ -34,7 +34,7 @@ def write(workdir: Any, results: dict, *, arms: dict, prompts: Sequence[str], ca
        "diversity_ratio": {"value", "interval", "prompts"},               # primary arm over base, statistics.ratio
        "targets": [{"name": str, "value": float or None, "at_least" or "at_most": float}],    # "met" is added here
       "alarms": {arm: {"step", "began", "good", "reasons": [sentence], "action"}},           # of health.py
-       "collected", "examined": what pipeline.py puts there,
+       "collected", "examined", "swapped": what pipeline.py puts there,
        "stages": [{"name": str, "seconds": float, "peak_memory_bytes": int, "device_memory_bytes"?: int}],
        "primary": arm that the run is about (the last arm if missing), "seed": int, "versions": {name: version}}
     arms: {arm: {"images": uint8 [P n H W C] or clips [P n F H W C], "success": bool [P n] or missing}}, the samples
@@ -66,6 +66,19 @@ def write(workdir: Any, results: dict, *, arms: dict, prompts: Sequence[str], ca
   return workdir / "report.html"
 
 
+def without_arms(workdir: Any, results: dict, *, config: Any = None, examples: Mapping | None = None) -> pathlib.Path:
+  """WORKDIR/report.html and results.json of what has no arms: what was collected, examined and swapped -> path of the
+  report. Arguments as of `write`; "title" becomes the page's."""
+  workdir, results = pathlib.Path(workdir), plain(results)
+  atomic(workdir / "results.json", (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
+  name = results.get("title", workdir.resolve().name)
+  seed = f"seed {results['seed']}" if "seed" in results else ""
+  head = f'<header>\n<h1>{esc(name)}</h1>\n<div class="soft">{esc(seed)}</div>\n</header>'
+  body = [head, *(part for part in beside(results, examples or {}, config) if part)]
+  atomic(workdir / "report.html", page.document(f"{name}: report", "\n".join(body)).encode())
+  return workdir / "report.html"
+
+
 def sections(title: str, results: dict, arms: dict, prompts: Sequence[str], categories: Sequence[str], curves: dict,
              config: Any, examples: Mapping, chosen: list, per_prompt: int) -> list:
   """The parts of the page, those without content left out."""
@@ -75,9 +88,14 @@ def sections(title: str, results: dict, arms: dict, prompts: Sequence[str], cate
   shown = [(i, prompts[i], categories[i]) for i in chosen]
   parts = [header(title, results, main, prompts, arms), headline(results, main), alarms(results), targets(results),
            samples(arms, shown, per_prompt), charts_of(curves, colours), by_category(results, main, colours),
-           by_arm(results), findings.collected(results), findings.examined(results, examples), stages(results),
-           resolved(config), versions(results)]
+           by_arm(results), *beside(results, examples, config)]
   return [part for part in parts if part]
+
+
+def beside(results: dict, examples: Mapping, config: Any) -> list:
+  """The parts that need no arms."""
+  return [findings.collected(results), findings.examined(results, examples), findings.swapped(results), stages(results),
+          resolved(config), versions(results)]
 
 
 def header(title: str, results: dict, main: str, prompts: Sequence[str], arms: dict) -> str:

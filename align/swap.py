@@ -16,13 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from align import build, charts, evaluate, page, report, shard, statistics
+from align import build, evaluate, findings, page, report, shard, statistics
 from align import data as batches
 from diffusion.core import fold
 from diffusion.generator import to_uint8
 from diffusion.mesh import batch_sharding, within
 
-ARMS = ("first prompt", "second prompt")
 SHOWN = 6
 
 
@@ -134,21 +133,12 @@ def rate(found: dict, name: str) -> float:
 
 
 def html(results: dict, images, prompts: list) -> str:
-  """A page: what is decided when, a chart a category, the numbers, some chains."""
-  ks, curves = range(results["steps"] + 1), dict(zip(ARMS, (results["first"], results["second"]), strict=True))
-  colours = {arm: i for i, arm in enumerate(ARMS)}
-  drawn = [charts.lines(name, {arm: (ks, [rate(r, name) for r in found]) for arm, found in curves.items()}, colours,
-                        xlabel="steps with the first prompt") for name in results["decided"]]
-  cell = lambda entry: f"{page.number(entry['rate'])}<small>{page.span(entry['interval'], page.number)}</small>"
-  rows = [[str(k), *(cell(found[k]["overall"]) for found in curves.values())] for k in ks]
-  said = "; ".join(f"{name} {k}" for name, k in results["decided"].items())
-  samples = "".join(f"<p>{page.esc(a)} → {page.esc(b)}</p><div class=\"tiles\" style=\"--samples:{len(ks)}\">"
+  """A page: what is decided when, and some chains."""
+  count = results["steps"] + 1
+  samples = "".join(f"<p>{page.esc(a)} → {page.esc(b)}</p><div class=\"tiles\" style=\"--samples:{count}\">"
                     + "".join(page.picture(image, f"{a}, then {b}", None) for image in row) + "</div>"
                     for (a, b), row in zip(prompts, images, strict=True))
-  note = (f"{results['prompts']} pairs, {results['steps']} steps, eta {results['eta']:g}. From this many steps on the "
-          f"first prompt's caption is met at least as often as the second's: {page.esc(said)}.")
-  return page.document(results["title"], f"<header><h1>{page.esc(results['title'])}</h1></header>" + page.section(
-    "Where the image is decided", note, '<div class="charts">' + "".join(f"<figure>{c}</figure>" for c in drawn)
-    + "</div>") + page.section("Numbers", "Success rate by each caption and its 95 % interval.",
-                               page.table(["k", *ARMS], rows))
-    + page.section("Samples", "The first pairs, not picked; from left to right k = 0 to S.", samples))
+  return page.document(results["title"], f"<header><h1>{page.esc(results['title'])}</h1></header>"
+                       + findings.decision(results, "Where the image is decided")
+                       + page.section("Samples", "The first pairs, not picked; from left to right k = 0 to S.",
+                                      samples))

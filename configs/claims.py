@@ -4,8 +4,9 @@
   python -m align.main --config=configs/claims.py --workdir=runs/claims --config.into=README.md \
     --config.run_missing=False
 
-Hardware: two CPU cores, two hours a recipe (--config.jobs=2 uses both) where configs/records has nothing of it,
-seconds where it has all. The second command makes the table of what is recorded, in README.md between its marks.
+Hardware: two CPU cores, at most two hours for a recipe's five seeds (--config.jobs=2 uses both) where configs/records
+has nothing of it, an hour more for what is run at one seed, three for the comparison of judges; seconds where it has
+all. The second command makes the table of what is recorded, in README.md between its marks.
 """
 import ml_collections
 

@@ -1,15 +1,15 @@
 """Where the time of the recipes' training goes, and the most memory: each arm in a process of its own.
 
 An arm runs at its real size, from fresh weights where it would begin from another run's, since times do not depend on
-them; pairs are random pictures. `compiling` is what the first experience took beyond the later ones; the others are
-seconds of one experience with all of its updates, each program waited for: `sampling` (text, chains, media), `scoring`,
-`updating`. `memory` is the most that the process ever held, with its libraries. Left out: verdicts, the making of pairs
-by a judge, reading data, which happens beside.
+them; pairs are random pictures. `compiling` is what the first experience took beyond the later ones, with no program
+kept from before; the others are seconds of one experience with all of its updates, each program waited for: `sampling`
+(text, chains, media), `scoring`, `updating`. `memory` is the most that the process ever held, with its libraries. Left
+out: verdicts and the making of pairs by a judge, whose times are under Stages in the report of a run, and reading data,
+which happens beside.
 """
 import functools
 import json
-import platform
-import resource
+import os
 import statistics
 import subprocess
 import sys
@@ -29,22 +29,22 @@ ARMS = {  # a recipe, and a run of it
 }
 PHASES = {"embed": "sampling", "rollout": "sampling", "decode": "sampling", "cut": "sampling", "whole": "sampling",
           "score": "scoring", "select": "updating", "update": "updating", "follow": "updating"}
-UNITS = {"Linux": 1024, "Darwin": 1}  # bytes of what the system counts memory in
 
 
 def run(repeats: int, arms: tuple = tuple(ARMS)) -> dict:
   """{"arm, phase": {"seconds", "spread"}}; the last phase of an arm has its memory."""
   out = {}
   for arm in arms:
-    said = subprocess.run([sys.executable, "-m", "launch.phases", arm, str(min(repeats, 4))], check=True,
-                          stdout=subprocess.PIPE, text=True).stdout
-    out |= json.loads(said.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as cache:
+      said = subprocess.run([sys.executable, "-m", "launch.phases", arm, str(min(repeats, 4))], check=True,
+                            stdout=subprocess.PIPE, text=True, env={**os.environ, "JAX_COMPILATION_CACHE_DIR": cache})
+    out |= json.loads(said.stdout.splitlines()[-1])
   return out
 
 
 def measured(arm: str, repeats: int, overrides: tuple = ()) -> dict:
   """The numbers of one arm, in this process."""
-  from align import build, config, main, train
+  from align import build, config, main, metrics, train
   file, name = ARMS[arm]
   resolved = build.resolve(config.override(config.load(f"{RECIPES}/{file}"), overrides))
   calls, compiled = [], train.compile_
@@ -58,7 +58,7 @@ def measured(arm: str, repeats: int, overrides: tuple = ()) -> dict:
     finally:
       train.compile_ = compiled
   found = phases(calls, updates, repeats)
-  memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * UNITS.get(platform.system(), 1024)
+  memory = metrics.peak_memory()
   return {f"{arm}, {phase}": {**row, **({"memory": memory} if phase == "updating" else {})}
           for phase, row in found.items()}
 

@@ -37,7 +37,7 @@ from scipy import stats
 
 RESUMABLE = 75  # exit code of a run that saved and stopped
 KEPT = ("arms", "alarms", "collected", "traces", "differences", "diversity_ratio", "examined", "scores", "targets",
-        "prompts", "samples", "seed", "success", "versions")
+        "prompts", "samples", "seed", "success", "swapped", "versions")
 
 
 def load(path: str) -> dict:

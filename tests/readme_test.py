@@ -55,7 +55,8 @@ COVERED = {
      for name in ("unified_reward", "dense_reward", "seedance", "uae")},
   **{f"python -m align.main --config=configs/recipes/{name}.py:{part} --workdir=runs/{name}_{part}":
      f"recipes/{name}_test.py" for name, part in (("unified_reward", "clip"), ("unified_reward", "answer"),
-                                                  ("seedance", "single"), ("seedance", "refiner"))},
+                                                  ("dense_reward", "single"), ("seedance", "single"),
+                                                  ("seedance", "refiner"), ("seedance", "refiner_1"))},
   "python -m align.main --config=configs/claims.py --workdir=runs/claims": "align/claims_test.py",
   "python -m align.main --config=configs/claims.py --workdir=runs/claims --config.into=README.md "
   "--config.run_missing=False": "align/claims_test.py",

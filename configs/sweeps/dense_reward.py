@@ -5,8 +5,8 @@
 The claim that counts is the first: it holds where the 95 % t-interval over seeds lies above 0 and the mean is at least
 .03, which was decided beforehand; nothing was tuned on these seeds. The others are exploratory.
 
-Hardware: two CPU cores; the five seeds took 140 minutes of one of them, beside other work; the others, by count of
-passes, 40. The others were not run yet.
+Hardware: two CPU cores; the five seeds took 140 minutes of one of them, beside other work, more discounts 48 and the
+single prompt 60.
 """
 from configs.recipes import dense_reward
 
@@ -23,16 +23,16 @@ def beats(other: str, entry: str = "overall") -> list:
 def claims(seeds: list) -> list:
   rest = [(0.95, "0.95"), (0.8, "0.8"), (0.7, "0.7")]
   return [
-    {"text": "discount 0.9 beats no discount, images being equal", "paper": UNCONFIRMED, "runs": seeds,
+    {"text": "A discount of 0.9 beats none at an equal number of pictures", "paper": UNCONFIRMED, "runs": seeds,
      "path": beats("gamma_1"), "primary": True},
-    {"text": "discount 0.9 beats 0.5", "paper": "not compared", "runs": seeds, "path": beats("gamma_05")},
-    {"text": "discount 0.9 beats supervised training of equal compute", "paper": "not compared", "runs": seeds,
+    {"text": "A discount of 0.9 beats 0.5", "paper": "not compared", "runs": seeds, "path": beats("gamma_05")},
+    {"text": "A discount of 0.9 beats supervised training of equal compute", "paper": "not compared", "runs": seeds,
      "path": beats("control")},
-    {"text": "discount 0.9 beats the base", "paper": UNCONFIRMED, "runs": seeds, "path": beats("base")},
-    *({"text": f"discount 0.9 beats {said}", "paper": "not compared", "runs": [MORE],
+    {"text": "A discount of 0.9 beats the base", "paper": UNCONFIRMED, "runs": seeds, "path": beats("base")},
+    *({"text": f"A discount of 0.9 beats {said}", "paper": "not compared", "runs": [MORE],
        "path": beats(dense_reward.name(gamma))} for gamma, said in rest),
-    *({"text": f"of one prompt, discount 0.9 beats no discount on the {kind} one", "paper": UNCONFIRMED, "runs": [ONE],
-       "path": beats("gamma_1", f"categories/{kind}")} for kind in ("seen", "unseen")),
+    *({"text": f"Of a single prompt, a discount of 0.9 beats none on the {kind} one", "paper": UNCONFIRMED,
+       "runs": [ONE], "path": beats("gamma_1", f"categories/{kind}")} for kind in ("seen", "unseen")),
   ]
 
 
@@ -42,7 +42,7 @@ def get_sweep():
   shared = {stage: f"common/0/{stage}" for stage in common}
   rate = lambda arm: ["arms", arm, "overall", "rate"]
   return {
-    "config": CONFIG,
+    "title": "Dense Reward", "config": CONFIG,
     "runs": {**{run: {"config.seed": seed} for run, seed in zip(seeds, SEEDS, strict=True)},
              MORE: {"config": f"{CONFIG}:multi,all", "config.seed": 0},
              ONE: {"config": f"{CONFIG}:single", "config.seed": 0}},

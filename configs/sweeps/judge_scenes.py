@@ -54,7 +54,7 @@ def get_sweep():
   claims = [{"text": f"One judge of everything is better than one of its task alone for as many updates: {said}",
              "paper": f"{paper} (2503.05236)", "path": ["scores", task, "accuracy"], "runs": of("joint"),
              "against": of(f"{asked[task]}_longer")} for task, (said, paper) in SAID.items()]
-  return {"config": "configs/judge_scenes.py", "runs": runs,
+  return {"title": "UnifiedReward", "config": "configs/judge_scenes.py", "runs": runs,
           "columns": {task: ["scores", task, "accuracy"] for task in SAID},
           "share": {run: {stage: f"common/{stage}" for stage in made(arm)} for arm in ARMS if made(arm)
                     for run in of(arm)},

@@ -3,7 +3,8 @@
   python -m launch.sweep --sweep=configs/sweeps/unified_reward.py --workdir=runs/unified_reward --jobs=2
 
 The judge and its labels are the same for all runs, and so are the prompts of pairs and of the verdict: seeds are those
-of what is sampled and of DPO, and intervals are about these alone. Of one run, they are over prompts, which of clips
+of what is sampled and of DPO, and intervals are about these alone. What is recorded of clips and of answers is by a
+judge that was trained again, from the same seed and as many labels. Of one run, they are over prompts, which of clips
 are 164 different ones of 29 combinations: too narrow. Candidates of pairs begin from other noise than the verdict's
 samples.
 
@@ -27,11 +28,14 @@ def get_sweep():
   made = lambda way, *what: ["collected", "pairs", "ways", way, *what]
   told = lambda stage, *task: ["examined", stage, *(("scores", *task) if task else ()), "accuracy"]
   sampled = lambda seed, *stages: {"config.seed": seed, **{f"config.runs.{name}.seed": 1000 + seed for name in stages}}
-  others = {"point": "points alone", "pair": "pairs alone", "control": "supervised training", "base": "the base"}
+  others = {"point": "pairs by points alone", "pair": "pairs by comparisons alone", "control": "supervised training",
+            "base": "the base"}
+  equal = lambda name: "" if name == "base" else " of equal compute" if name == "control" else " at equal cost"
+  compared = lambda name: "not compared" if name == "control" else PAPER
   common = {stage: f"common/{stage}" for stage in unified_reward.judge()}
   file = "configs/recipes/unified_reward.py"
   return {
-    "config": file,
+    "title": "UnifiedReward", "config": file,
     "runs": {**{name: sampled(seed, "pairs") for name, seed in zip(runs, SEEDS, strict=True)},
              clips[0]: {"config": f"{file}:clip", **sampled(0, "pairs")},
              answers[0]: {"config": f"{file}:answer", **sampled(0, "answers")}},
@@ -45,9 +49,10 @@ def get_sweep():
     "claims": [
       claim("Pairs by ranking and then sifting teach a generator of pictures more than random pairs do", gain("random"),
             primary=True),
-      *[claim(f"They teach it more than {text} at equal cost", gain(name)) for name, text in others.items()],
-      *[claim(f"DPO on the judge's pairs makes a generator of clips better than {others[name]}", gain(name), runs=clips,
-              paper=CLIPS) for name in ("base", "control")],
+      *[claim(f"DPO on pairs by ranking and then sifting beats {text}{equal(name)}", gain(name), paper=compared(name))
+        for name, text in others.items()],
+      *[claim(f"DPO on the judge's pairs makes a generator of clips better than {others[name]}{equal(name)}",
+              gain(name), runs=clips, paper=paper) for name, paper in (("base", CLIPS), ("control", "not compared"))],
       claim("DPO on the judge's pairs makes a network answer better", told("asked_again"), minus=told("asked"),
             runs=answers, paper=ANSWERS),
       *[claim(f"DPO on the judge's pairs makes a network answer better: {task}", told("asked_again", task),

@@ -42,7 +42,7 @@ def test_one_run_has_its_figure_and_no_verdict():
   found = claims.judged(one, [(0.2, [0.1, 0.3])])
   assert found == claims.Found(1, 0.2, [0.1, 0.3], None)
   line = claims.table([("x", one, found)]).splitlines()[2]
-  assert line == "| b beats a | by 3 points | +0.200 (+0.100 to +0.300), 1 seed | – | exploratory |"
+  assert line == "| x | b beats a | by 3 points | +0.200 (+0.100 to +0.300), 1 seed | – | exploratory |"
 
 
 def written(folder, rates, interval=None):
@@ -59,7 +59,8 @@ def test_records_are_read_and_none_is_left_out_silently(tmp_path):
   found = claims.judged(claim, claims.of(claim, tmp_path))
   assert found == claims.Found(2)
   said = claims.table([("x", claim, found), ("y", claim, claims.Found(3, .1, [.0, .2], "holds")), ("x", claim, found)])
-  assert said.splitlines()[2].startswith("| ") and len(said.splitlines()) == 5
+  assert said.splitlines()[2].startswith("| y | ") and len(said.splitlines()) == 7
+  assert "\n\nPrimary claims: y holds.\n\n" in said
   assert said.endswith("\n\nClaims whose runs are not all recorded yet: 2 of x.")
   written(tmp_path, {"s2": (0.8, 0.5)}, [0.1, 0.5])
   figures = claims.of(claim, tmp_path)
@@ -94,6 +95,23 @@ def test_a_record_that_does_not_have_the_figure_is_refused(tmp_path):
     claims.of(claim, tmp_path)
 
 
+def test_a_primary_claim_of_several_parts_holds_where_all_do():
+  claim = claims.Claim(**BESIDE)
+  of = lambda *verdicts: claims.verdicts([("x", claim, claims.Found(3, .1, [.0, .2], verdict)) for verdict in verdicts])
+  assert of("holds", "holds") == "Primary claims: x holds (2 of 2 parts hold)."
+  assert of("holds", "undecided") == "Primary claims: x undecided (1 of 2 parts hold)."
+  assert of("undecided", "does not hold", "holds") == "Primary claims: x does not hold (1 of 3 parts hold)."
+  assert of("holds", None) == "" and claims.verdicts([("x", claim._replace(primary=False), claims.Found(3))]) == ""
+
+
+def test_a_record_of_another_run_is_refused(tmp_path):
+  path = sweep_file(tmp_path / "s.py", {"s0": {"config.seed": 3}}, [{**BESIDE, "runs": ["s0"]}])
+  written(tmp_path / "r", {"s0": (0.6, 0.5)})
+  with pytest.raises(build.UserError, match="s0.json' was made with {}, but the run 's0' of its sweep is "
+                                            "{'config.seed': 3}; both must be the same: remove the record"):
+    claims.rows_of(path, tmp_path / "r")
+
+
 def sweep_file(path, runs, entries):
   path.write_text(f"def get_sweep():\n  return {dict(config='c.py', columns={}, runs=runs, claims=entries)!r}\n")
   return str(path)
@@ -113,11 +131,11 @@ def test_a_claim_that_cannot_be_is_refused(entry, message, tmp_path):
 
 def test_files_without_claims_are_refused(tmp_path):
   with pytest.raises(build.UserError, match="no file 'nowhere.py'; a sweep is a file that defines get_sweep"):
-    claims.read("nowhere.py")
+    claims.opened("nowhere.py")
   for text in ("x = 1", "def get_sweep(): return {'runs': {'a': {}}}"):
     (tmp_path / "s.py").write_text(text)
     with pytest.raises(build.UserError, match="makes no claims; its get_sweep.. must return"):
-      claims.read(str(tmp_path / "s.py"))
+      claims.opened(str(tmp_path / "s.py"))
 
 
 def test_the_table_goes_between_its_marks_and_nowhere_else(tmp_path):
@@ -139,7 +157,7 @@ def test_the_table_goes_between_its_marks_and_nowhere_else(tmp_path):
     assert page.read_text() == f"before\n\n<!-- claims -->\n{table}<!-- /claims -->\nafter\n"
   assert "| b beats a | by 3 points | +0.200 (−0.048 to +0.448), 3 seeds | undecided | primary |" in table
   assert json.loads((tmp_path / "w/claims.json").read_text()) == json.loads(json.dumps(made))
-  assert made[0]["sweep"] == "s" and made[0]["recorded"] == 3 and made[0]["verdict"] == "undecided"
+  assert made[0]["system"] == "s" and made[0]["recorded"] == 3 and made[0]["verdict"] == "undecided"
 
 
 STOPPABLE = """

@@ -96,8 +96,11 @@ def test_of_judges_only_the_verdict_counts(run):
   assert examine.agrees(model, rows([c[2] for c in cases]), given).tolist() == [c[3] for c in cases]
 
 
-def test_a_pipeline_passes_the_scores_on(run):
+def test_a_pipeline_without_arms_passes_the_scores_on_and_ends_in_a_report(run):
   root, _, results = run
+  page = (root / "run/report.html").read_text()
+  assert "<h2>Examinations</h2>" in page and "<h2>Stages</h2>" in page and "Resolved config" in page
+  assert f"<td>{results['scores']['there']['accuracy']:.3f}</td>" in page
   written = json.loads((root / "run/results.json").read_text())
   assert written["scores"] == results["scores"] and [s["name"] for s in written["stages"]] == ["train", "exam"]
   low, high = written["scores"]["there"]["interval"]

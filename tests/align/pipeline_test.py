@@ -1,5 +1,6 @@
 """Order, references and resumption of a pipeline; the runs themselves are in quickstart_test and digits_test."""
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -100,6 +101,27 @@ def test_a_finished_run_of_another_config_is_refused_before_anything_runs(tmp_pa
   assert len(calls) == 1
   stages = pipeline.pipeline(tmp_path / "two", runs={"a": {**TRAIN, "log_every": 7}}, seed=1)["stages"]
   assert len(calls) == 1 and "config" not in stages[0]
+
+
+def test_a_run_that_was_made_from_a_run_of_another_config_is_refused(tmp_path, monkeypatch):
+  """Where what it begins from was made again with other options, in another folder or in this one; through several."""
+  calls = []
+  monkeypatch.setattr(main, "run", lambda spec, workdir: calls.append(workdir))  # the runs are not what is tested here
+  chain = lambda **more: {"a": {**TRAIN, **more}, "b": {**TRAIN, "start": {"policy": "@a"}},
+                          "c": {**TRAIN, "start": {"policy": "@b"}}}
+  pipeline.pipeline(tmp_path / "one", runs=chain())
+  pipeline.pipeline(tmp_path / "one", runs=chain(log_every=7))
+  shutil.rmtree(tmp_path / "one/a")
+  for name, run in (("one", "b"), ("two", "c")):
+    if name == "two":
+      (tmp_path / "two").mkdir()
+      (tmp_path / "two/c").symlink_to(tmp_path / "one/c")
+    with pytest.raises(UserError, match=rf"{name}/{run}' was made from '{'ab'[run == 'c']}' of another config.* "
+                                        rf"remove .*{name}/{run}' to make it again"):
+      pipeline.pipeline(tmp_path / name, runs=chain(steps=9))
+  assert len(calls) == 3
+  pipeline.pipeline(tmp_path / "one", runs=chain())
+  assert len(calls) == 4 and calls[-1].endswith("one/a")
 
 
 def test_examples_are_those_that_examinations_kept(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small import STEPS, params_of, policy
 
-from align import build, evaluate, main, shard, swap
+from align import build, evaluate, main, pipeline, shard, swap
 from diffusion import folder
 from diffusion.core import fold
 
@@ -87,6 +87,17 @@ def test_the_results_and_their_page(finished):
     assert found["overall"]["count"] == 4 and len(found["overall"]["interval"]) == 2
   page = (where / "report.html").read_text()
   assert page.count("<svg") == 3 and page.count("data:image/png") == 12 and "→" in page
+
+
+def test_a_pipeline_tells_of_it(finished, tmp_path, capsys):
+  results, where, config = finished
+  (where / "stage.json").write_text('{"done": true, "seconds": 1.0}')
+  (tmp_path / "halfway").symlink_to(where)
+  told = pipeline.pipeline(tmp_path, runs={"halfway": config}, title="Swapped")
+  assert told["swapped"]["halfway"]["decided"] == results["decided"] and "report: " in capsys.readouterr().out
+  page = (tmp_path / "report.html").read_text()
+  assert "Where the image is decided: halfway" in page and page.count("<svg") == 3 and "<h1>Swapped</h1>" in page
+  assert json.loads((tmp_path / "results.json").read_text())["swapped"] == json.loads(json.dumps(told["swapped"]))
 
 
 def test_another_kernel_of_the_same_network():

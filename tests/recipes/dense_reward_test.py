@@ -80,16 +80,18 @@ SMALLER += ["--config.runs.control.steps=2", "--config.runs.control.batch=4", "-
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_a_reduced_run_from_end_to_end(tmp_path):
-  code, said = command("align.main", f"--config={FILE}", "--workdir=w", *SMALLER, where=tmp_path)
+@pytest.mark.parametrize("how", ["multi", "single"])
+def test_a_reduced_run_from_end_to_end(how, tmp_path):
+  code, said = command("align.main", f"--config={FILE}:{how}", "--workdir=w", *SMALLER, where=tmp_path)
   assert code == 0 and "report: " in said, said
   results = json.loads((tmp_path / "w/results.json").read_text())
   assert {f"gamma_09 - {other}" for other in ("base", "control", "gamma_1", "gamma_05")} == set(results["differences"])
-  assert len(json.loads((tmp_path / "w/swap/results.json").read_text())["first"]) == 3
+  assert len(results["swapped"]["swap"]["first"]) == 3
   rows = [json.loads(line) for line in (tmp_path / "w/gamma_09/metrics.jsonl").read_text().splitlines()]
   first = next(row for row in rows if row["step"] == 1)
   assert first["train/on_policy_gap"] <= first["train/on_policy_limit"] and first["train/skipped"] == 0
   page = (tmp_path / "w/report.html").read_text()
+  assert "Where the image is decided: swap" in page
   assert all(name in page for name in ("gamma_09", "gamma_1", "control", "experience/reward_mean"))
   figure = claims.Claim("", "", ["r"], ["differences", "gamma_09 - gamma_1", "overall", "difference"])
   sweep.keep(tmp_path, tmp_path / "records", "w", {})

@@ -190,24 +190,27 @@ def test_a_reduced_run_of_each_reward_alone(tmp_path):
   assert all({f"{name}/total" for name in WITNESSES} < set(results["scores"][arm]) for arm in results["arms"])
 
 
-REFINED = ("refined_8", "refined_2", "refined_2_control", "refined_2_rlhf")
-FINE = (
-  *(f"--config.runs.{name}.steps=2" for name in ("seen", "content", "motion", "looks", *REFINED)),
-  *(f"--config.runs.{name}.optim.warmup_steps=0" for name in ("seen", "content", "motion", "looks", "refined_8")),
-  *(f"--config.runs.{name}.batch=2" for name in ("content", "motion", "looks", *REFINED)),
-  "--config.runs.refined_2_rlhf.calibrate=4", "--config.runs.low.data.count=4", "--config.runs.held.data.count=6",
-  *(f"--config.runs.{name}.batch={size}" for name, size in (("seen", 4), ("low", 4), ("held", 6), ("evaluate", 6))))
+def fine(refined: tuple) -> tuple:
+  """Overrides that leave two updates of everything."""
+  return (
+    *(f"--config.runs.{name}.steps=2" for name in ("seen", "content", "motion", "looks", *refined)),
+    *(f"--config.runs.{name}.optim.warmup_steps=0" for name in ("seen", "content", "motion", "looks", "refined_8")),
+    *(f"--config.runs.{name}.batch=2" for name in ("content", "motion", "looks", *refined)),
+    f"--config.runs.{refined[-1]}.calibrate=4", "--config.runs.low.data.count=4", "--config.runs.held.data.count=6",
+    *(f"--config.runs.{name}.batch={size}" for name, size in (("seen", 4), ("low", 4), ("held", 6), ("evaluate", 6))))
 
 
+@REFINERS
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_a_reduced_run_of_the_refiner_from_end_to_end(tmp_path):
+def test_a_reduced_run_of_the_refiner_from_end_to_end(part, few, tmp_path):
   """All arms enlarge the same clips, those of the arm `base`."""
-  results = ran(tmp_path, "refiner", FINE)
-  assert set(results["arms"]) == {"base", "undistilled_2", *REFINED} and results["primary"] == "refined_2_rlhf"
+  refined, plain = ("refined_8", *(f"refined_{few}{what}" for what in ("", "_control", "_rlhf"))), f"undistilled_{few}"
+  results = ran(tmp_path, part, fine(refined))
+  assert set(results["arms"]) == {"base", plain, *refined} and results["primary"] == f"refined_{few}_rlhf"
   images = {arm: np.load(tmp_path / f"w/evaluate/samples_{arm}.npz")["images"].astype(int) for arm in results["arms"]}
   low = samples.make(str(tmp_path / "w/held/samples"), "low")
   shown = np.stack([low.record(i)["low"] for i in range(low.size)])[:, None]
   np.testing.assert_allclose(images["base"], shown, atol=1)
-  assert all(images[arm].shape == (6, 1, 6, 32, 32, 3) for arm in ("undistilled_2", *REFINED))
-  assert all((images["undistilled_2"] != images[arm]).any() for arm in REFINED)
+  assert all(images[arm].shape == (6, 1, 6, 32, 32, 3) for arm in (plain, *refined))
+  assert all((images[plain] != images[arm]).any() for arm in refined)
