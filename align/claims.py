@@ -258,15 +258,26 @@ def interval(values: list) -> tuple:
 
 
 def table(rows: list) -> str:
-  """Markdown: a line a claim that has all of its runs, the verdicts on primary claims, and how many claims of a sweep
-  have runs without a record."""
-  lines = [["system", "claim", "published", "here", "verdict", ""], ["---"] * 6]
-  for title, claim, found in rows:
-    if found.mean is not None:
-      lines.append([title, claim.text, claim.paper, ours(claim, found), found.verdict or "–",
-                    "primary" if counts(claim) else "exploratory"])
-  text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-  return "\n\n".join(part for part in (text, verdicts(rows), waiting(rows)) if part)
+  """Markdown: the primary claims that have all of their runs, the verdicts on them, the exploratory ones, folded, and
+  how many claims of a sweep have runs without a record."""
+  recorded = [row for row in rows if row[2].mean is not None]
+  primary, others = ([row for row in recorded if counts(row[1]) == first] for first in (True, False))
+  return "\n\n".join(part for part in (lines(primary), verdicts(rows), folded(others), waiting(rows)) if part)
+
+
+def lines(rows: list) -> str:
+  """A Markdown table, a line a claim; "" of none."""
+  if not rows:
+    return ""
+  cells = [["system", "claim", "published", "here", "verdict"], ["---"] * 5]
+  cells += [[title, claim.text, claim.paper, ours(claim, found), found.verdict or "–"] for title, claim, found in rows]
+  return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells)
+
+
+def folded(rows: list) -> str:
+  """The table of exploratory claims, which a page of GitHub's opens at a click."""
+  told = f"{len(rows)} exploratory claim{'s' * (len(rows) > 1)}"
+  return f"<details><summary>{told}</summary>\n\n{lines(rows)}\n\n</details>" if rows else ""
 
 
 def counts(claim: Claim) -> bool:

@@ -12,6 +12,7 @@ What judges write of the samples of the first prompts is kept in WORKDIR/answers
 """
 import hashlib
 import json
+import time
 from pathlib import Path
 
 import jax
@@ -33,6 +34,7 @@ def collect(workdir: str, *, model: str, data: dict, rewards: dict, score: str, 
             pairs: int = 1, batch: int = 96, steps: int = None, margin: float = 0.0, failures: float = 0.2,
             audit: str = None, seed: int = 0, mesh: dict = None) -> dict:
   """Writes WORKDIR/pairs/WAY (datasets/pairs.py) for each way, WORKDIR/results.json and WORKDIR/answers.jsonl.
+  "seconds" of the results are those of sampling and judging, with their compiling.
 
   Args: model: what generates. policy: its options, where they are not its own. score: "reward/part" that ranks. rank:
     "reward/part" that is a share of comparisons won, such as a judge's of pairs; `batch` must then be a multiple of
@@ -52,13 +54,16 @@ def collect(workdir: str, *, model: str, data: dict, rewards: dict, score: str, 
   with build.blame("config.model"):
     made, view = evaluate.opened(model, mesh, {}, policy)
   drawn = {"samples": samples, "batch": batch, "seed": seed, "mesh": mesh, "title": "collecting"}
+  times = [time.monotonic()]
   if made.process is None:
     media, records = answers.sample_all(made, view, source, **drawn)
     shown = answers.texts(model, media)
   else:
     media, records = evaluate.sample_all(made, view, source, steps=steps, **drawn)
     shown = media
+  times.append(time.monotonic())
   values = evaluate.judge(judges, media, records, batch=batch, seed=seed, mesh=mesh)
+  times.append(time.monotonic())
   usable = np.array([[one is not None for one in row] for row in shown])  # not so an answer that does not end
   values = {name: np.where(usable, value, np.nan) for name, value in values.items()}
   for name in ("score", "rank", "audit"):
@@ -70,6 +75,7 @@ def collect(workdir: str, *, model: str, data: dict, rewards: dict, score: str, 
   out = {"prompts": len(records), "pairs": sum(one["pairs"] for one in results.values()), "ways": results,
          "failed_scores": int(np.isnan(values[score][usable]).sum()), "unusable": int((~usable).sum()),
          "mean_score": float(np.nanmean(values[score])),
+         "seconds": dict(zip(("sampling", "judging"), np.diff(times).round(1).tolist(), strict=True)),
          "scores": {name: float(np.nanmean(value)) for name, value in values.items() if not np.isnan(value).all()}}
   (workdir / "results.json").write_text(json.dumps(out, indent=1))
   return out

@@ -22,8 +22,10 @@ def collected(results: dict) -> str:
   if not rows:
     return ""
   head = ["", "way", "prompts", "pairs", "left out", "right, of those that differ", "better", "worse"]
+  took = "; ".join(f"{esc(name)}: " + ", ".join(f"{what} {spent:,.1f} s" for what, spent in made["seconds"].items())
+                   for name, made in results["collected"].items() if "seconds" in made)
   return page.section("Pairs", "Made by a reward or a judge; the last columns are what another one says of them, "
-                      "shares with 95 % intervals.", page.table(head, rows))
+                      f"shares with 95 % intervals. {took}", page.table(head, rows))
 
 
 def share(found: dict, what: str) -> str:

@@ -1,6 +1,7 @@
 """Claims: the rule of the verdict, what is incomplete, where the table goes, and two runs in earnest."""
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -41,8 +42,19 @@ def test_one_run_has_its_figure_and_no_verdict():
   one = claims.Claim(**{**BESIDE, "runs": ["s0"]})
   found = claims.judged(one, [(0.2, [0.1, 0.3])])
   assert found == claims.Found(1, 0.2, [0.1, 0.3], None)
-  line = claims.table([("x", one, found)]).splitlines()[2]
-  assert line == "| x | b beats a | by 3 points | +0.200 (+0.100 to +0.300), 1 seed | – | exploratory |"
+  said = claims.table([("x", one, found)]).splitlines()  # its claim is primary, but of one run
+  assert said[:2] == ["<details><summary>1 exploratory claim</summary>", ""] and said[-2:] == ["", "</details>"]
+  assert said[4:-2] == ["| x | b beats a | by 3 points | +0.200 (+0.100 to +0.300), 1 seed | – |"]
+
+
+def test_primary_claims_stand_before_the_others():
+  claim, found = claims.Claim(**BESIDE), claims.Found(3, .1, [.0, .2], "holds")
+  rows = [("x", claim._replace(primary=False), found), ("y", claim, found), ("z", claim, found)]
+  first, said, folded = (part.splitlines() for part in re.split("\n\n(?=Primary|<details>)", claims.table(rows)))
+  assert [line.split(" | ")[0] for line in first] == ["| system", "| ---", "| y", "| z"]
+  assert said == ["Primary claims: y holds; z holds."]
+  assert folded[0] == "<details><summary>1 exploratory claim</summary>"
+  assert [line.split(" | ")[0] for line in folded[2:]] == ["| system", "| ---", "| x", "", "</details>"]
 
 
 def written(folder, rates, interval=None):
@@ -155,7 +167,7 @@ def test_the_table_goes_between_its_marks_and_nowhere_else(tmp_path):
     made = claims.claims(tmp_path / "w", **options)["claims"]
     table = (tmp_path / "w/claims.md").read_text()
     assert page.read_text() == f"before\n\n<!-- claims -->\n{table}<!-- /claims -->\nafter\n"
-  assert "| b beats a | by 3 points | +0.200 (−0.048 to +0.448), 3 seeds | undecided | primary |" in table
+  assert "| b beats a | by 3 points | +0.200 (−0.048 to +0.448), 3 seeds | undecided |" in table
   assert json.loads((tmp_path / "w/claims.json").read_text()) == json.loads(json.dumps(made))
   assert made[0]["system"] == "s" and made[0]["recorded"] == 3 and made[0]["verdict"] == "undecided"
 
@@ -190,7 +202,7 @@ def test_the_table_of_the_readme_is_that_of_the_records(tmp_path):
   (tmp_path / "README.md").write_text(shown.replace("| undecided |", "| holds |"))
   sweeps = build.resolve(config.load("configs/claims.py"))["sweeps"]
   claims.claims(tmp_path / "w", sweeps=sweeps, into=str(tmp_path / "README.md"), run_missing=False)
-  assert (tmp_path / "README.md").read_text() == shown and "| primary |" in shown
+  assert (tmp_path / "README.md").read_text() == shown and "Primary claims: UnifiedReward holds;" in shown
 
 
 def test_exit_codes_of_the_sweep(tmp_path, monkeypatch):
@@ -236,7 +248,7 @@ def test_two_runs_in_earnest_and_then_from_their_records(tmp_path):
   code, said = command("align.main", "--config=all.py", "--workdir=w", where=tmp_path)
   assert code == 0, said
   table = (tmp_path / "w/claims.md").read_text()
-  assert "| +0.000 (+0.000 to +0.000), 2 seeds | does not hold | primary |" in table  # the arms are the same model
+  assert "| +0.000 (+0.000 to +0.000), 2 seeds | does not hold |" in table  # the arms are the same model
   (tmp_path / "page.md").write_text("<!-- claims --><!-- /claims -->")
   code, said = command("align.main", "--config=all.py", "--workdir=w", "--config.into=page.md", where=tmp_path)
   assert code == 0 and "(1/2)" not in said, said

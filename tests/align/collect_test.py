@@ -43,6 +43,7 @@ def whole(model, tmp_path_factory):
 def test_each_way_looks_at_what_the_calls_pay_for(whole):
   place, results = whole
   assert results == json.loads((place / "results.json").read_text()) and results["prompts"] == 8
+  assert set(results["seconds"]) == {"sampling", "judging"} and min(results["seconds"].values()) >= 0
   assert {way: one["candidates"] for way, one in results["ways"].items()} == {
     "two_stage": 4, "point": 8, "pair": 8, "random": 8}
   assert {way: one["calls"] for way, one in results["ways"].items()} == {

@@ -11,11 +11,13 @@ def test_a_collection_is_a_row_for_each_way():
   few = {"right": {"share": None, "interval": None}, "better": {"share": 1.0, "interval": None, "count": 1}}
   way = {**WAY, "pairs": 480, "dropped": {"undecided": 0}, "audit": few}
   page = findings.collected({"collected": {"pairs": {"prompts": 480, "ways": {"two_stage": WAY, "random": way}},
-                                           "labels": {"prompts": 2400, "ways": {"point": {**WAY, "audit": None}}}}})
+                                           "labels": {"prompts": 2400, "ways": {"point": {**WAY, "audit": None}},
+                                                      "seconds": {"sampling": 1200.04, "judging": 3.0}}}})
   assert page.count("<tr>") == 4 and "<td>pairs</td><td>two_stage</td><td>480</td><td>286</td>" in page
   assert "<td>95 undecided, 99 close</td><td>0.980<small>0.950 to 1.000</small></td><td>–<small></small></td>" in page
   none = "<small></small></td>"
   assert f"<td>random</td><td>480</td><td>480</td><td>–</td><td>–{none}<td>1.000{none}" in page and "2,400" in page
+  assert "labels: sampling 1,200.0 s, judging 3.0 s</p>" in page and "pairs: sampling" not in page
   assert findings.collected({}) == findings.collected({"collected": {}}) == ""
 
 

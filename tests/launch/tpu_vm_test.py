@@ -115,6 +115,7 @@ def test_a_run_is_found_without_the_shell_that_notes_its_exit_code(tmp_path):
   """Of the processes that pgrep finds here, which are not ended by its pattern, those of this folder count."""
   code = tmp_path / tpu_vm.HOME / "code"
   (code / "align").mkdir(parents=True)
+  (code / "align" / "__init__.py").touch()  # else a PYTHONPATH's package goes before it
   (code / "align" / "main.py").write_text("import signal, sys, time\n"
                                           "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
                                           "open('ready', 'w').close()\ntime.sleep(30)\n")
