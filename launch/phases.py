@@ -4,8 +4,8 @@ An arm runs at its real size, from fresh weights where it would begin from anoth
 them; pairs are random pictures. `compiling` is what the first experience took beyond the later ones, with no program
 kept from before; the others are seconds of one experience with all of its updates, each program waited for: `sampling`
 (text, chains, media), `scoring`, `updating`. `memory` is the most that the process ever held, with its libraries. Left
-out: verdicts and the making of pairs by a judge, whose times are under Stages in the report of a run, and reading data,
-which happens beside.
+out: verdicts and the making of pairs by a judge, whose times are in the report of a run, and reading data, which
+happens beside.
 """
 import functools
 import json

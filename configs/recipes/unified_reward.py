@@ -44,11 +44,11 @@ and writing all that it sees, in place of what is asked for, made this of an AUC
 decided.
 
 Beta and rate were chosen for `two_stage` on seed 100 and other held-out prompts (configs/sweeps/unified_tuning.py; no
-records were kept): from .608 of the base, beta 300, 100
-and 30 come to .623, .648 and .643 at 3e-4, 300 and 100 to .583 and .511 at 1e-3. With the exact detector in the judge's
-place `point` came to .657 from .603, with half as many prompts and beta 300. Beta and rate of clips are what
-configs/sweeps/seedance_tuning.py found on seed 100, of the same base and of pairs by other rewards: .661 from .577, and
-.640 for the control at 3e-4. At beta 100 and 3e-4 `two_stage` fell from .473 to .105 (one seed).
+records were kept): from .608 of the base, beta 300, 100 and 30 come to .623, .648 and .643 at 3e-4, 300 and 100 to .583
+and .511 at 1e-3. With the exact detector in the judge's place `point` came to .657 from .603, with half as many prompts
+and beta 300. Beta and rate of clips are what configs/sweeps/seedance_tuning.py found on seed 100, of the same base and
+of pairs by other rewards: .661 from .577, and .640 for the control at 3e-4. At beta 100 and 3e-4 `two_stage` fell from
+.473 to .105 (one seed).
 
 Clips, at the first seed: of 320 prompts the judge makes 130 pairs, of which .577 are better by the exact detector, .377
 equal and .046 worse; DPO on them comes from .473 to .534, +.061 (+.030 to +.093), and the control to .546: the gain is
